@@ -1,0 +1,72 @@
+"""Train a model on data, prove that onnxruntime predicts what torch predicts, and register it."""
+
+from fourfold.configuration import TrainConfig
+from tasks import command_line, services
+
+if __name__ == "__main__":
+    # The request is read, and Prefect's server boots on the other core, before the seconds of imports below.
+    request = command_line.read("train", TrainConfig, __doc__)
+    services.prepare_environment()
+    server = services.PrefectServer.begin()
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from fourfold.errors import DivergedError, ParityError
+from fourfold.fitting import Outcome
+from tasks.build_model import build_model
+from tasks.evaluate import evaluate
+from tasks.export_onnx import export_onnx
+from tasks.make_data import make_data
+from tasks.register import register
+from tasks.reporting import draw_fit
+from tasks.request import check
+from tasks.results import TrainResult
+from tasks.tracking import recorded_run
+from tasks.train import advice, train
+from tasks.verify_onnx import verify_onnx
+
+
+@flow(name="train", flow_run_name="{config.title}")
+def train_flow(config: TrainConfig = TrainConfig()) -> TrainResult:
+    """Train, evaluate, export, verify and register one model; each run is recorded in MLflow."""
+    result = TrainResult(config, flow_run_id=flow_run.id)
+    tags = {"flow_run_id": flow_run.id, "flow_run_url": flow_run.ui_url}
+    with (
+        TemporaryDirectory(prefix="fourfold-") as name,
+        result.followed(),
+        recorded_run("train", config.title, config.model_dump(), tags) as record,
+    ):
+        folder = Path(name)
+        result.run_id, result.url = record.run_id, record.url
+        result.data = data = make_data(config)
+        record.dataset(data)
+        built = build_model(config, data)
+        result.fit = fitted = train(config, built, record, folder)
+        result.parameters = built.parameters(fitted.history)
+        result.picture = draw_fit(built, data, fitted, record, folder)
+        if fitted.outcome is Outcome.DIVERGED:
+            raise DivergedError(advice(config, fitted))
+        result.evaluation = evaluation = evaluate(config, built, data, record)
+        exported = export_onnx(config, built, data, record, folder)
+        result.parity = parity = verify_onnx(config, built, data, exported, record, folder)
+        if not parity.passed:
+            raise ParityError(
+                f"the exported file does not predict as torch does: {parity.reason}; nothing was registered"
+            )
+        if not config.no_register:
+            result.registered = register(config, data, evaluation, exported, parity, record)
+    return result
+
+
+if __name__ == "__main__":
+
+    def work(config: TrainConfig) -> TrainResult:
+        """Run the flow on a server that answers."""
+        server.wait()
+        return train_flow(config)
+
+    command_line.run(request, "train", check, work)

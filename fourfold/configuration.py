@@ -1,0 +1,200 @@
+"""The one list of options of a training run.
+
+The command line, Prefect's parameter form, MLflow's parameters and the README's table all come from here.
+It holds what can be judged without torch or the data; the rest is judged where it is used.
+"""
+
+import re
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+DATA = Parameter(group=Group("Data", sort_key=1))
+MODEL = Parameter(group=Group("Model", sort_key=2))
+FIT = Parameter(group=Group("Fit", sort_key=3))
+RESULT = Parameter(group=Group("Result", sort_key=4))
+
+
+def _split_commas(value: Any) -> Any:
+    """Make `"32,32"`, and a list that holds such texts, a flat list of texts."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)):
+        return value
+    return [piece for part in parts for piece in (part.split(",") if isinstance(part, str) else [part]) if piece]
+
+
+def _rows(value: Any) -> Any:
+    """Make `4`, `"4"`, `"1,2"` and lists of them a list of rows."""
+    rows = [value] if isinstance(value, (str, int, float)) else value
+    if not isinstance(rows, (list, tuple)):
+        return value
+    return [
+        _split_commas(row) if isinstance(row, str) else [row] if isinstance(row, (int, float)) else row for row in rows
+    ]
+
+
+def _like(pattern: str, advice: str) -> AfterValidator:
+    """Refuse a text that is not like `pattern`, with advice instead of the pattern itself."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"should be {advice}")
+        return value
+
+    return AfterValidator(check)
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_split_commas)]
+# `--option betas=0.9,0.99` must stay whole, so these are not split at commas.
+Assignments = tuple[Annotated[str, _like(r"[^=\s]+=.+", "NAME=VALUE")], ...]
+
+
+class TrainConfig(BaseModel):
+    """One training run, from the data to the registered model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Annotated[
+        str,
+        DATA,
+        Field(
+            min_length=1,
+            description="line (3 points of y = 2x), sine (2,000 points), or a .csv or .parquet file",
+        ),
+    ] = "line"
+    target: Annotated[Names, DATA, Field(description="column to predict, for a file; repeat it for several")] = ()
+    features: Annotated[
+        Names,
+        DATA,
+        Field(description="columns to predict from, for a file (default: all other numeric ones)"),
+    ] = ()
+    test_fraction: Annotated[
+        float | None,
+        DATA,
+        Field(
+            ge=0,
+            lt=1,
+            description="share of rows held out, chosen by the seed (default: 0.2 for a file, else 0)",
+        ),
+    ] = None
+    standardize: Annotated[
+        bool | None,
+        DATA,
+        Field(description="scale features and target inside the network (default: for a file)"),
+    ] = None
+
+    model: Annotated[
+        str,
+        MODEL,
+        _like(r"linear|mlp|[\w.]+:\w+", "linear, mlp, or a class of yours as module:Class"),
+        Field(description="linear, mlp, or a class of yours as module:Class"),
+    ] = "linear"
+    hidden: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        BeforeValidator(_split_commas),
+        MODEL,
+        Field(min_length=1, description="units of each hidden layer of the mlp, as 32,32"),
+    ] = (32, 32)
+    activation: Annotated[
+        Literal["tanh", "relu", "sigmoid", "silu", "softsign"],
+        MODEL,
+        Field(description="activation of the mlp"),
+    ] = "tanh"
+
+    loss: Annotated[
+        Literal["sse", "mse", "l1", "huber"] | None,
+        FIT,
+        Field(
+            description="squared error summed (sse) or averaged (mse), absolute error (l1) or huber, both "
+            "averaged (default: mse for a file, else sse)"
+        ),
+    ] = None
+    optimizer: Annotated[str, FIT, Field(min_length=1, description="any of torch.optim, in any letter case")] = "SGD"
+    lr: Annotated[Finite, FIT, Field(gt=0, description="learning rate")] = 0.01
+    option: Annotated[
+        Assignments, FIT, Field(description="option of the optimizer, as momentum=0.9; repeat it for several")
+    ] = ()
+    lr_for: Annotated[
+        Assignments,
+        FIT,
+        Field(description="learning rate of the parameters whose name matches, as bias=0.1; repeat it for several"),
+    ] = ()
+    scheduler: Annotated[
+        str | None,
+        FIT,
+        Field(min_length=1, description="one of torch.optim.lr_scheduler, stepped once an epoch"),
+    ] = None
+    scheduler_option: Annotated[
+        Assignments,
+        FIT,
+        Field(description="option of the scheduler, as step_size=100; repeat it for several"),
+    ] = ()
+    epochs: Annotated[int, FIT, Field(ge=1, description="passes over the training rows")] = 1000
+    batch_size: Annotated[int | None, FIT, Field(ge=1, description="rows a step (default: all of them)")] = None
+    dtype: Annotated[Literal["float32", "float64"], FIT, Field(description="number format")] = "float32"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"],
+        FIT,
+        Field(description="where to train; auto takes a GPU if there is one"),
+    ] = "auto"
+    seed: Annotated[
+        int,
+        FIT,
+        Field(ge=0, lt=2**63, description="decides the first weights, the split and the order of rows"),
+    ] = 0
+
+    at: Annotated[
+        tuple[Annotated[tuple[Finite, ...], Field(min_length=1)], ...],
+        BeforeValidator(_rows),
+        RESULT,
+        Field(description="point to predict, as 4, or 1.5,2 for two features; repeat it (default: 4, for one feature)"),
+    ] = ()
+    registered_name: Annotated[
+        Annotated[str, _like(r"[^/:\s][^/:]*", "a name without / and :")] | None,
+        Parameter(name="--register", group=RESULT.group),
+        Field(description="name of the registered model (default: DATA-MODEL)"),
+    ] = None
+    no_register: Annotated[
+        bool,
+        Parameter(name="--no-register", negative=(), group=RESULT.group),
+        Field(description="stop when the exported model is verified"),
+    ] = False
+
+    @property
+    def is_file(self) -> bool:
+        """Whether `data` names a file and not a built-in set."""
+        return self.data not in ("line", "sine")
+
+    @property
+    def loss_name(self) -> Literal["sse", "mse", "l1", "huber"]:
+        """The loss, its default resolved: a sum over a file's many rows would need a learning rate of its own."""
+        return self.loss or ("mse" if self.is_file else "sse")
+
+    @property
+    def standardizes(self) -> bool:
+        """Whether the network scales inside, the default resolved."""
+        return self.is_file if self.standardize is None else self.standardize
+
+    @property
+    def held_out_fraction(self) -> float:
+        """The share of rows held out, the default resolved."""
+        return (0.2 if self.is_file else 0.0) if self.test_fraction is None else self.test_fraction
+
+    @property
+    def model_name(self) -> str:
+        """The registered model's name, the default resolved: the data's and the model's own short names."""
+        short = self.model.rpartition(":")[2]
+        return self.registered_name or f"{self.data_name}-{short}"
+
+    @property
+    def data_name(self) -> str:
+        """The data's short name: a file's without folder and ending."""
+        return re.sub(r"[/:\\\s]+", "-", PurePath(self.data).stem) if self.is_file else self.data
+
+    @property
+    def title(self) -> str:
+        """A name for the run that tells it from its neighbours."""
+        return f"{self.optimizer} lr={self.lr:g} {self.data_name}-{self.model.rpartition(':')[2]}"

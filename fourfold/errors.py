@@ -1,0 +1,47 @@
+"""What a flow may catch, and the exit code that each error stands for.
+
+FourfoldError
+ ├── RequestError       the request was wrong; nothing was created             exit 2
+ ├── DivergedError      the fit went off; its curve is kept                    exit 1
+ ├── ExportError        torch cannot export the network                        exit 1
+ ├── ParityError        the exported file predicts otherwise than torch does   exit 1
+ ├── RegistrationError  the registry gives back another file than was proved   exit 1
+ └── ServiceError       a server that the run started did not come up          exit 1
+"""
+
+
+class FourfoldError(Exception):
+    """A foreseen end of the work, told in one sentence."""
+
+    exit_code = 1
+    status = "failed"
+
+
+class RequestError(FourfoldError):
+    """What was given, what is allowed, and what to do."""
+
+    exit_code = 2
+
+
+class DivergedError(FourfoldError):
+    """The fit diverged: nothing was exported."""
+
+    status = "diverged"
+
+
+class ExportError(FourfoldError):
+    """torch cannot export this network."""
+
+
+class ParityError(FourfoldError):
+    """onnxruntime does not predict what torch predicts: nothing was registered."""
+
+    status = "rejected"
+
+
+class RegistrationError(FourfoldError):
+    """What the registry keeps is not the file that was verified."""
+
+
+class ServiceError(FourfoldError):
+    """A service that this process started did not come up."""

@@ -1,0 +1,287 @@
+"""One training of one network, with its curve; the inner loop that everything else is built around."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from fourfold.errors import RequestError
+from fourfold.losses import LOSSES, Loss, is_sum
+from fourfold.optimizers import OptimizerConfig, SchedulerConfig
+
+# Each parameter has a curve of its own up to this many; beyond, each tensor's norm has.
+MOST_PARAMETER_CURVES = 16
+# How far above its start a loss may rise and still come back: momentum 0.999 can overshoot a quadratic by
+# 1 / (1 - 0.999) in each parameter, which is this in the loss.
+MOST_OVERSHOOT = 1e6
+SECONDS_BETWEEN_REPORTS = 0.1
+
+
+class Outcome(StrEnum):
+    """How a fit ended."""
+
+    COMPLETED = "completed"
+    DIVERGED = "diverged"
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What decides a fit, besides the network's first weights and the rows.
+
+    Attributes:
+        epochs: passes over the rows, at least 1.
+        batch_size: rows a step; None for all of them, in their own order. Mini-batches are slices of the
+            rows in an order that the seed decides, another one each epoch.
+        loss: a name in `fourfold.losses.LOSSES`.
+    """
+
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig | None = None
+    epochs: int = 1000
+    batch_size: int | None = None
+    loss: str = "sse"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class History:
+    """The curve of a fit: row e is the state after e epochs.
+
+    Attributes:
+        loss: (rows,) float64, as epoch e + 1 measured it from these weights on; with one batch an epoch
+            that is the loss at these weights. The last row of a completed fit is measured after it, in
+            evaluation mode.
+        gradient_evaluations: (rows,) int64, closure calls so far.
+        lr: (rows,) float64, learning rate of the first parameter group.
+        columns: names of the columns of `values`: each parameter, as `linear.weight[0,0]`, while there are
+            at most 16, else each tensor's Euclidean norm, as `norm/layers.0.weight`.
+        values: (rows, columns) float64.
+    """
+
+    loss: np.ndarray
+    gradient_evaluations: np.ndarray
+    lr: np.ndarray
+    columns: tuple[str, ...]
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a fit went; the trained weights are in the network.
+
+    Attributes:
+        loss: of the last row of the history.
+        epochs: whole epochs done.
+        seconds: of the training loop alone.
+        reason: one sentence where the fit diverged, else empty.
+    """
+
+    outcome: Outcome
+    loss: float
+    epochs: int
+    gradient_evaluations: int
+    seconds: float
+    history: History
+    reason: str = ""
+
+
+Progress = Callable[[int, float], None]
+
+
+def fit(
+    network: nn.Module, x: Tensor, y: Tensor, config: FitConfig, on_progress: Progress = lambda epoch, loss: None
+) -> FitResult:
+    """Train a network in place.
+
+    Every optimizer is stepped the same way, `step(closure)`, and the closure calls are counted: LBFGS makes
+    up to 25 a step, so that steps do not measure cost.
+
+    Args:
+        network: (rows, features) to (rows, targets), on the device and in the dtype of the rows.
+        x: (rows, features).
+        y: (rows, targets).
+        config: what decides the fit.
+        on_progress: told the epochs done and the last loss, about ten times a second.
+
+    Raises:
+        RequestError: the optimizer or the scheduler refuses its options.
+    """
+    optimizer = config.optimizer.build(network)
+    scheduler = config.scheduler.build(optimizer) if config.scheduler else None
+    loss_function, sums = LOSSES[config.loss], is_sum(config.loss)
+    batches = _Batches(x, y, config)
+    recorder = _Recorder(network, config.epochs)
+    scale = _loss_of_the_mean(y, loss_function)
+    evaluations = 0
+
+    def closure() -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        optimizer.zero_grad()
+        loss = loss_function(network(inputs), targets)
+        loss.backward()
+        return loss
+
+    network.train()
+    epoch, loss, limit = 0, math.nan, math.inf
+    started = next_report = time.perf_counter()
+    while epoch < config.epochs:
+        recorder.state(epoch, evaluations, optimizer.param_groups[0]["lr"])
+        total = 0.0
+        for inputs, targets in batches.epoch():
+            batch_loss = optimizer.step(closure).item()
+            if limit == math.inf:
+                start = batch_loss * len(x) / len(inputs) if sums else batch_loss
+                scale = max(scale, start if math.isfinite(start) else 0.0)
+                limit = MOST_OVERSHOOT * scale
+            total += batch_loss if sums else batch_loss * len(inputs)
+        loss = total if sums else total / len(x)
+        recorder.loss(epoch, loss)
+        if not loss <= limit:  # also where it is not a number
+            reason = f"the loss went from {recorder.first_loss:.3g} to {loss:.3g} within {epoch + 1} epochs"
+            break
+        epoch += 1
+        if scheduler is not None:
+            scheduler.step(loss) if isinstance(scheduler, ReduceLROnPlateau) else scheduler.step()
+        if (now := time.perf_counter()) >= next_report:
+            on_progress(epoch, loss)
+            next_report = now + SECONDS_BETWEEN_REPORTS
+    else:
+        reason = ""
+    seconds = time.perf_counter() - started
+    network.eval()
+    if not reason:
+        recorder.state(epoch, evaluations, optimizer.param_groups[0]["lr"])
+        loss = evaluate_loss(network, x, y, config.loss, config.batch_size)
+        recorder.loss(epoch, loss)
+        if not loss <= scale:
+            reason = f"the fit ended with loss {loss:.3g}, worse than the constant mean or its own start ({scale:.3g})"
+    on_progress(epoch, loss)
+    return FitResult(
+        Outcome.DIVERGED if reason else Outcome.COMPLETED,
+        loss,
+        epoch,
+        evaluations,
+        seconds,
+        recorder.history(),
+        reason,
+    )
+
+
+def evaluate_loss(network: nn.Module, x: Tensor, y: Tensor, loss: str, batch_size: int | None = None) -> float:
+    """Measure a loss over all rows in evaluation mode, without gradients; batches add up as in a fit."""
+    network.eval()
+    total = 0.0
+    with torch.no_grad():
+        for first in range(0, len(x), batch_size or len(x)):
+            rows = slice(first, first + (batch_size or len(x)))
+            batch_loss = float(LOSSES[loss](network(x[rows]), y[rows]))
+            total += batch_loss if is_sum(loss) else batch_loss * len(x[rows])
+    return total if is_sum(loss) else total / len(x)
+
+
+def try_out(network: nn.Module, x: Tensor, y: Tensor, config: FitConfig) -> None:
+    """Make sure that this optimizer can train this network, by one epoch of a copy on two rows.
+
+    Raises:
+        RequestError: with the reason that torch gives.
+    """
+    try:
+        fit(copy.deepcopy(network), x[:2], y[:2], replace(config, epochs=1, batch_size=None))
+    except RequestError:
+        raise
+    except Exception as error:  # a user's network and torch's optimizers may raise anything
+        reason = str(error).strip() or type(error).__name__
+        raise RequestError(
+            f"{config.optimizer.name} cannot train this model: {reason.splitlines()[0]}; choose another --optimizer"
+        ) from error
+
+
+class _Batches:
+    """The rows of each epoch, as views of tensors: no worker pool, no copy of single rows."""
+
+    def __init__(self, x: Tensor, y: Tensor, config: FitConfig) -> None:
+        self.x, self.y = x, y
+        self.size = config.batch_size or len(x)
+        self.generator = torch.Generator().manual_seed(config.seed)
+
+    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.size >= len(self.x):
+            yield self.x, self.y
+            return
+        order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
+        x, y = self.x[order], self.y[order]
+        yield from zip(x.split(self.size), y.split(self.size), strict=True)
+
+
+class _Recorder:
+    """Collects the history in arrays that are made once: a row costs about a microsecond."""
+
+    def __init__(self, network: nn.Module, epochs: int) -> None:
+        self.parameters = dict(network.named_parameters())
+        self.each = sum(parameter.numel() for parameter in self.parameters.values()) <= MOST_PARAMETER_CURVES
+        self.columns = tuple(self._names())
+        self._values = np.empty((epochs + 1, len(self.columns)))
+        self._loss = np.empty(epochs + 1)
+        self._lr = np.empty(epochs + 1)
+        self._evaluations = np.empty(epochs + 1, dtype=np.int64)
+        self.rows = 0
+        # On the CPU NumPy sees the memory of the parameters itself, which optimizers update in place.
+        self.views = [
+            parameter.detach().numpy().reshape(-1)
+            for parameter in self.parameters.values()
+            if parameter.device.type == "cpu" and parameter.is_contiguous()
+        ]
+        self.all_in_view = len(self.views) == len(self.parameters)
+
+    def _names(self) -> Iterator[str]:
+        for name, parameter in self.parameters.items():
+            if not self.each:
+                yield f"norm/{name}"
+            elif parameter.dim() == 0:
+                yield name
+            else:
+                for index in np.ndindex(*parameter.shape):
+                    yield f"{name}[{','.join(map(str, index))}]"
+
+    def state(self, row: int, evaluations: int, lr: float) -> None:
+        self._evaluations[row] = evaluations
+        self._lr[row] = lr
+        arrays = (
+            self.views
+            if self.all_in_view
+            else [parameter.detach().cpu().numpy().reshape(-1) for parameter in self.parameters.values()]
+        )
+        values = self._values[row]
+        if self.each:
+            first = 0
+            for array in arrays:
+                values[first : first + array.size] = array
+                first += array.size
+        else:
+            for column, array in enumerate(arrays):
+                values[column] = math.sqrt(np.dot(array, array))
+
+    def loss(self, row: int, loss: float) -> None:
+        self._loss[row] = loss
+        self.rows = row + 1
+
+    @property
+    def first_loss(self) -> float:
+        return float(self._loss[0])
+
+    def history(self) -> History:
+        rows = self.rows
+        return History(self._loss[:rows], self._evaluations[:rows], self._lr[:rows], self.columns, self._values[:rows])
+
+
+def _loss_of_the_mean(y: Tensor, loss_function: Loss) -> float:
+    """The loss of the constant prediction that squared error likes best: the scale of any loss worth having."""
+    return float(loss_function(y.mean(dim=0).expand_as(y), y))

@@ -1,0 +1,50 @@
+"""The straight line's exact answer, for a fit to be measured against."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """The coefficients that minimise the squared error.
+
+    Attributes:
+        weights: (targets, features) float64, in target units a feature unit.
+        intercepts: (targets,) float64, in target units.
+        sum_of_squares: what is left at the minimum, summed over rows and targets.
+    """
+
+    weights: np.ndarray
+    intercepts: np.ndarray
+    sum_of_squares: float
+
+    def distance(self, weights: np.ndarray, intercepts: np.ndarray) -> float:
+        """Euclidean distance of other coefficients, of the same shapes, from these."""
+        return float(np.hypot(np.linalg.norm(weights - self.weights), np.linalg.norm(intercepts - self.intercepts)))
+
+
+def least_squares(x: np.ndarray, y: np.ndarray) -> LeastSquares:
+    """Solve min |x w + b - y|^2 in float64 by singular values of the centred, scaled columns.
+
+    Centring and scaling first keeps the condition number that of the data's shape, not of its units; where
+    columns depend on each other, the solution of least norm in the scaled columns is returned.
+
+    Args:
+        x: (rows, features).
+        y: (rows, targets).
+
+    >>> fit = least_squares(np.array([[1.0], [2.0], [3.0]]), np.array([[2.0], [4.0], [6.0]]))
+    >>> fit.weights.round(12).tolist(), abs(fit.intercepts).round(12).tolist()
+    ([[2.0]], [0.0])
+    """
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+    centred = x - x_mean
+    scale = np.linalg.norm(centred, axis=0)
+    scale[scale == 0] = 1.0
+    solution, *_ = np.linalg.lstsq(centred / scale, y - y_mean, rcond=None)
+    weights = (solution / scale[:, None]).T
+    intercepts = y_mean - weights @ x_mean
+    residual = y - y_mean - centred @ weights.T
+    return LeastSquares(weights, intercepts, float(np.sum(residual**2)))

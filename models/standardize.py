@@ -1,0 +1,67 @@
+"""Scaling inside the network, so that the exported file takes raw columns and gives raw predictions."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Standardized(nn.Module):
+    """A core network that sees features and targets with mean 0 and deviation 1.
+
+    The means and deviations are buffers: saved with the network, never trained. The core is what a fit
+    trains, on `scale_features(x)` and `scale_targets(y)`, so that no step pays for the scaling.
+
+    Args:
+        core: (rows, features) to (rows, targets), both scaled.
+        x_mean, x_deviation: (features,); y_mean, y_deviation: (targets,). No deviation may be 0.
+    """
+
+    x_mean: Tensor
+    x_deviation: Tensor
+    y_mean: Tensor
+    y_deviation: Tensor
+
+    def __init__(
+        self, core: nn.Module, x_mean: Tensor, x_deviation: Tensor, y_mean: Tensor, y_deviation: Tensor
+    ) -> None:
+        super().__init__()
+        self.core = core
+        self.register_buffer("x_mean", x_mean)
+        self.register_buffer("x_deviation", x_deviation)
+        self.register_buffer("y_mean", y_mean)
+        self.register_buffer("y_deviation", y_deviation)
+
+    @classmethod
+    def to_rows(cls, core: nn.Module, x: Tensor, y: Tensor) -> Self:
+        """Scale by the moments of these rows, computed in float64; a constant column is only centred."""
+        moments = []
+        for values in (x, y):
+            deviation, mean = torch.std_mean(values.double(), dim=0, correction=0)
+            deviation[deviation == 0] = 1.0
+            moments += [mean.to(values.dtype), deviation.to(values.dtype)]
+        return cls(core, *moments)
+
+    def scale_features(self, x: Tensor) -> Tensor:
+        """Raw (rows, features) to what the core sees."""
+        return (x - self.x_mean) / self.x_deviation
+
+    def scale_targets(self, y: Tensor) -> Tensor:
+        """Raw (rows, targets) to what the core predicts."""
+        return (y - self.y_mean) / self.y_deviation
+
+    def raw_coefficients(self, weights: Tensor, intercepts: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients of a linear core in raw units, in float64.
+
+        Args:
+            weights: (..., targets, features), intercepts: (..., targets), as the core has them.
+        """
+        y_deviation, x_deviation = self.y_deviation.double(), self.x_deviation.double()
+        raw_weights = weights.double() * y_deviation[:, None] / x_deviation
+        shift = (raw_weights * self.x_mean.double()).sum(dim=-1)
+        return raw_weights, intercepts.double() * y_deviation + self.y_mean.double() - shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predict raw (rows, targets) from raw (rows, features)."""
+        prediction: Tensor = self.core(self.scale_features(x)) * self.y_deviation + self.y_mean
+        return prediction

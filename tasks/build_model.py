@@ -1,0 +1,180 @@
+"""Step 2: the network, and the rows as its trained part sees them."""
+
+import importlib
+import inspect
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fourfold.configuration import TrainConfig
+from fourfold.datasets import Dataset
+from fourfold.errors import RequestError
+from fourfold.fitting import MOST_PARAMETER_CURVES, History
+from models.linear import LinearRegression
+from models.mlp import MultilayerPerceptron
+from models.standardize import Standardized
+from tasks.steps import step
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A network before its training.
+
+    Attributes:
+        network: raw (rows, features) to raw (rows, targets); what is evaluated and exported.
+        core: the part that is trained: the network itself, or what stands inside its scaling.
+        x, y: the training rows as the core sees them, on its device.
+    """
+
+    network: nn.Module
+    core: nn.Module
+    x: Tensor
+    y: Tensor
+    features: tuple[str, ...]
+    targets: tuple[str, ...]
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the network has a w and a b that least squares can be compared with."""
+        return isinstance(self.core, LinearRegression)
+
+    def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
+        """W (targets, features) and b (targets,) of a linear network now, float64, in the user's units."""
+        assert isinstance(self.core, LinearRegression), "only a linear network has them"
+        weights, intercepts = self.core.linear.weight.detach(), self.core.linear.bias.detach()
+        w, b = self._in_raw_units(weights.cpu().double(), intercepts.cpu().double())
+        return w.numpy(), b.numpy()
+
+    def curves(self, history: History) -> dict[str, np.ndarray]:
+        """The parameters' curves by name: w and b in the user's units, or each parameter of another network."""
+        count = len(self.targets) * (len(self.features) + 1)
+        if not self.is_linear or count > MOST_PARAMETER_CURVES:
+            return dict(zip(history.columns, history.values.T, strict=True))
+        values = torch.from_numpy(history.values)
+        w, b = self._in_raw_units(
+            values[:, : -len(self.targets)].reshape(-1, len(self.targets), len(self.features)),
+            values[:, -len(self.targets) :],
+        )
+        return named_coefficients(w.numpy(), b.numpy(), self.features, self.targets)
+
+    def parameters(self, history: History) -> dict[str, float]:
+        """The last point of each of those curves."""
+        return {name: float(values[-1]) for name, values in self.curves(history).items()}
+
+    def _in_raw_units(self, weights: Tensor, intercepts: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(self.network, Standardized):
+            return self.network.cpu().raw_coefficients(weights, intercepts)
+        return weights, intercepts
+
+
+def named_coefficients(
+    w: np.ndarray, b: np.ndarray, features: tuple[str, ...], targets: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Take w (..., targets, features) and b (..., targets) apart: `w` and `b`, or `w/area` and `b/price`."""
+
+    def name(symbol: str, *parts: str) -> str:
+        return "/".join((symbol, *(part for part in parts if part)))
+
+    target_names = targets if len(targets) > 1 else ("",)
+    feature_names = features if len(features) > 1 else ("",)
+    named = {
+        name("w", target, feature): w[..., i, j]
+        for i, target in enumerate(target_names)
+        for j, feature in enumerate(feature_names)
+    }
+    return named | {name("b", target): b[..., i] for i, target in enumerate(target_names)}
+
+
+def build(config: TrainConfig, data: Dataset) -> BuiltModel:
+    """Make the network whose first weights the seed decides; raises RequestError where it cannot be made."""
+    device = _device(config)
+    torch.manual_seed(config.seed)
+    random.seed(config.seed)  # for networks of the user's own that draw from it
+    # Drawn in float32 and then widened, so that both dtypes start from the same weights.
+    core = _core(config, len(data.features), len(data.targets)).to(data.x.dtype)
+    network = core
+    if config.standardizes:
+        network = Standardized.to_rows(core, data.x, data.y)
+    network.to(device)
+    x, y = data.x.to(device), data.y.to(device)
+    if isinstance(network, Standardized):
+        x, y = network.scale_features(x), network.scale_targets(y)
+    _check_shape(core, x, y, config.model)
+    return BuiltModel(network, core, x, y, data.features, data.targets)
+
+
+@step(name="build model")
+def build_model(config: TrainConfig, data: Dataset) -> BuiltModel:
+    """Give the network with its first weights."""
+    return build(config, data)
+
+
+def _core(config: TrainConfig, in_features: int, out_features: int) -> nn.Module:
+    if config.model == "linear":
+        return LinearRegression(in_features, out_features)
+    if config.model == "mlp":
+        return MultilayerPerceptron(in_features, out_features, config.hidden, config.activation)
+    return _users_own(config.model, {"in_features": in_features, "out_features": out_features})
+
+
+def _users_own(address: str, sizes: dict[str, int]) -> nn.Module:
+    """Import `module:Class`, the working directory included, and make one, with the sizes it takes."""
+    module_name, _, class_name = address.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        made: Any = getattr(importlib.import_module(module_name), class_name)
+        takes = inspect.signature(made).parameters.values()
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes)
+        names = {parameter.name for parameter in takes}
+        network = made(**{name: size for name, size in sizes.items() if takes_any or name in names})
+    except Exception as error:  # a user's module may raise anything
+        raise RequestError(
+            f"--model {address} cannot be made: {type(error).__name__}: {_first_line(error)}; give module:Class of a "
+            "torch.nn.Module that can be imported from here"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise RequestError(f"--model {address} makes a {type(network).__name__}; it must be a torch.nn.Module")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise RequestError(f"--model {address} has no parameter that could be trained")
+    return network
+
+
+def _check_shape(core: nn.Module, x: Tensor, y: Tensor, address: str) -> None:
+    # A prediction (rows,) against a target (rows, 1) would broadcast, and sum rows x rows differences.
+    core.eval()
+    try:
+        with torch.no_grad():
+            prediction = core(x[:2])
+    except Exception as error:  # a user's network may raise anything
+        raise RequestError(
+            f"--model {address} cannot take rows of {x.shape[1]} features: {_first_line(error)}"
+        ) from error
+    if not isinstance(prediction, Tensor) or prediction.shape != y[:2].shape or prediction.dtype != y.dtype:
+        given = f"{tuple(prediction.shape)} {prediction.dtype}" if isinstance(prediction, Tensor) else type(prediction)
+        raise RequestError(f"--model {address} gives {given} for two rows; it must give {tuple(y[:2].shape)} {y.dtype}")
+
+
+def _device(config: TrainConfig) -> torch.device:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if config.device == "auto":
+        if config.dtype == "float64":
+            available["mps"] = False
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
+    if not available[config.device]:
+        there = ", ".join(name for name, present in available.items() if present)
+        raise RequestError(f"--device {config.device} is not available; this machine has {there}")
+    if config.device == "mps" and config.dtype == "float64":
+        raise RequestError("--device mps has no float64; use --dtype float32 or --device cpu")
+    return torch.device(config.device)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,153 @@
+"""From what is typed to a configuration, and from how the work ends to an exit code. Light to import."""
+
+import gc
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import IO, Annotated, Any, Generic, NoReturn, Protocol, TypeVar
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fourfold.errors import FourfoldError, RequestError
+
+Config = TypeVar("Config", bound=BaseModel)
+# Options whose name is not their field's.
+_SPELLINGS = {"registered-name": "register"}
+OUTPUT = Parameter(group=Group("Output", sort_key=9), negative=())
+
+
+class Result(Protocol):
+    """What a flow gives back, and what an exception that ends it carries as its `result`."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The machine-readable result."""
+
+    def rows(self) -> Mapping[str, str]:
+        """The same for a person, by name."""
+
+
+@dataclass(frozen=True)
+class Request(Generic[Config]):
+    """What was typed: the flow's configuration, and how to tell the result."""
+
+    config: Config
+    json: bool
+    verbose: bool
+
+
+def read(
+    flow: str, config_class: type[Config], description: str, arguments: list[str] | None = None
+) -> Request[Config]:
+    """Read a command line; a wrong one ends the process with one line and code 2, `--help` with code 0.
+
+    Garbage collection is off from here to `run`: of the time that the imports between take, a quarter would
+    go into looking for garbage among what stays.
+    """
+    gc.disable()
+    sys.excepthook = _end_of_interrupted_imports
+    requests: list[Request[Config]] = []
+    app = App(
+        name=f"{flow}_flow.py", help=description, version_flags=(), result_action="return_value",
+        default_parameter=Parameter(negative_iterable=()),
+    )  # fmt: skip
+
+    def command(
+        config: Annotated[config_class, Parameter(name="*")] = config_class(),  # type: ignore[valid-type]
+        *,
+        json: Annotated[
+            bool, OUTPUT, Parameter(help="last line on standard output: the result as one JSON object")
+        ] = False,
+        verbose: Annotated[
+            bool, OUTPUT, Parameter(help="show what the libraries log, and the traceback of a fault")
+        ] = False,
+    ) -> None:
+        requests.append(Request(config, json, verbose))
+
+    app.default(command)
+    try:
+        app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        cause = error.__cause__
+        _refuse(_first_fault(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split()))
+    except ValidationError as error:
+        _refuse(_first_fault(error))
+    if requests and requests[0].verbose:
+        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = os.environ["MLFLOW_LOGGING_LEVEL"] = "INFO"
+    if not requests:  # --help has been printed
+        raise SystemExit(0)
+    return requests[0]
+
+
+def run(
+    request: Request[Config], flow: str, check: Callable[[Config], None], work: Callable[[Config], Result]
+) -> NoReturn:
+    """Check the request, do the work, tell the result, and end the process with the code it stands for."""
+    gc.freeze()
+    gc.enable()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    result: Result | None = None
+    reason, code = "", 0
+    try:
+        check(request.config)
+        result = work(request.config)
+    except Exception as error:
+        result = getattr(error, "result", None)
+        reason, code = _one_line(error), getattr(error, "exit_code", 1)
+        if request.verbose:
+            traceback.print_exc()
+        elif not isinstance(error, FourfoldError):
+            reason += "; --verbose shows where"
+    except KeyboardInterrupt as error:
+        result = getattr(error, "result", None)
+        reason, code = "interrupted", 128 + signal.SIGINT
+    if result is not None:
+        _print_table(result.rows(), sys.stderr if request.json else sys.stdout)
+    if reason:
+        print(f"{flow}: {reason}", file=sys.stderr)
+    if request.json:
+        print(json.dumps(result.as_json() if result else {"flow": flow, "status": "failed", "reason": reason}))
+    sys.exit(code)
+
+
+def _print_table(rows: Mapping[str, str], file: IO[str]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    Console(file=file).print(table)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, FourfoldError):
+        return text
+    return f"{type(error).__name__}: {text or 'no reason given'}"
+
+
+def _refuse(reason: str) -> NoReturn:
+    print(f"{reason}; --help shows what is allowed", file=sys.stderr)
+    raise SystemExit(RequestError.exit_code)
+
+
+def _first_fault(error: ValidationError) -> str:
+    """The first fault of a configuration in one line: the option, what was given, what is allowed."""
+    fault = error.errors()[0]
+    option = str(fault["loc"][0]).replace("_", "-") if fault["loc"] else "the request"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"--{_SPELLINGS.get(option, option)}: {fault['input']!r} was given; {message[0].lower()}{message[1:]}"
+
+
+def _end_of_interrupted_imports(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        os._exit(128 + signal.SIGINT)
+    sys.__excepthook__(kind, error, trace)

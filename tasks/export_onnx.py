@@ -1,0 +1,40 @@
+"""Step 5: the network as one ONNX file that says where it comes from."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+from fourfold.configuration import TrainConfig
+from fourfold.datasets import Dataset
+from fourfold.onnx_file import ExportedModel, export
+from tasks.build_model import BuiltModel
+from tasks.steps import step
+from tasks.tracking import RunRecord
+
+FILE_NAME = "model.onnx"
+
+
+@step(name="export to ONNX")
+def export_onnx(
+    config: TrainConfig, built: BuiltModel, data: Dataset, record: RunRecord, folder: Path
+) -> ExportedModel:
+    """Write the file, with its origin inside and its hash in MLflow."""
+    exported = export(built.network, data.x, folder / FILE_NAME, record.origin | _description(config, data))
+    record.tags({"model.sha256": exported.sha256})
+    return exported
+
+
+def _description(config: TrainConfig, data: Dataset) -> dict[str, str]:
+    versions = {name: version(name) for name in ("fourfold", "torch", "onnx", "onnxscript", "onnxruntime")}
+    return {
+        "data": data.name,
+        "data_sha256": data.sha256,
+        "features": json.dumps(data.features),
+        "targets": json.dumps(data.targets),
+        "model": config.model,
+        "optimizer": config.optimizer,
+        "lr": f"{config.lr:g}",
+        "epochs": str(config.epochs),
+        "seed": str(config.seed),
+        **{f"version.{name}": number for name, number in versions.items()},
+    }

@@ -1,0 +1,139 @@
+"""Step 7: the verified file as a version of a registered model, and who is champion."""
+
+from dataclasses import dataclass
+from importlib.metadata import version as package_version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import onnx
+import pandas as pd
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+
+from fourfold.configuration import TrainConfig
+from fourfold.datasets import Dataset
+from fourfold.errors import ParityError, RegistrationError
+from fourfold.onnx_file import ExportedModel, file_sha256, predict
+from fourfold.parity import ParityReport
+from tasks.evaluate import Evaluation, accuracy
+from tasks.export_onnx import FILE_NAME
+from tasks.steps import step
+from tasks.tracking import RunRecord
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+EXAMPLE_ROWS = 5
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of a registered model.
+
+    Attributes:
+        uri: `models:/NAME/VERSION`.
+        path: of the model file in the store, where the store is a folder of this machine.
+        decision: why it got its alias, with the numbers.
+    """
+
+    name: str
+    version: str
+    alias: str
+    uri: str
+    path: str
+    sha256: str
+    decision: str
+
+
+@step(name="register", retries=2, retry_delay_seconds=1)
+def register(
+    config: TrainConfig,
+    data: Dataset,
+    evaluation: Evaluation,
+    exported: ExportedModel,
+    parity: ParityReport,
+    record: RunRecord,
+) -> Registered:
+    """Log the verified file as a model, make it a version, and let it be champion if it is the better one.
+
+    The present champion is judged anew, on the same rows, by onnxruntime. A tie leaves it in its place.
+
+    Raises:
+        ParityError: the file did not pass the gate, or is another one than did.
+        RegistrationError: the store gives back other bytes than were verified; no alias was moved.
+    """
+    if not parity.passed or parity.sha256 != exported.sha256:
+        raise ParityError("only the very file that passed the gate can be registered")
+    client, name = record.client, config.model_name
+    created = _version_of_run(record, name) or _log_and_register(config, data, exported, record)
+    version, uri = str(created.version), f"models:/{name}/{created.version}"
+    stored = Path(mlflow.artifacts.download_artifacts(uri)) / FILE_NAME
+    if file_sha256(stored) != exported.sha256:
+        raise RegistrationError(f"{uri} holds other bytes than the file that was verified; no alias was moved")
+    alias, decision, numbers = _decide(record, name, data, evaluation)
+    tags = {"decision": decision, "sha256": exported.sha256, "parity": "passed", "run": record.url, **numbers}
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
+    client.set_registered_model_alias(name, alias, version)
+    record.tags({"model.version": uri, "model.alias": alias, "model.decision": decision})
+    return Registered(name, version, alias, uri, str(stored), exported.sha256, decision)
+
+
+def _version_of_run(record: RunRecord, name: str) -> ModelVersion | None:
+    """The version that an earlier try of this step made already."""
+    found = record.client.search_model_versions(f"name = '{name}' and run_id = '{record.run_id}'")
+    return found[0] if found else None
+
+
+def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedModel, record: RunRecord) -> ModelVersion:
+    example = pd.DataFrame(data.x[:EXAMPLE_ROWS].numpy().astype(np.float64), columns=list(data.features))
+    packages = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")
+    logged = mlflow.onnx.log_model(
+        onnx.load(exported.path),
+        name=config.model_name,
+        run_id=record.run_id,
+        # float64 columns: MLflow lets float32 and whole numbers pass for them, and not the other way round.
+        signature=ModelSignature(
+            inputs=Schema([ColSpec("double", name) for name in data.features]),
+            outputs=Schema([ColSpec("double" if config.dtype == "float64" else "float", "y")]),
+        ),
+        input_example=example,
+        pip_requirements=[f"{package}=={package_version(package)}" for package in packages],
+        onnx_execution_providers=["CPUExecutionProvider"],
+        save_as_external_data=False,
+    )
+    try:
+        record.client.create_registered_model(
+            config.model_name, description=f"{config.model} on {config.data}, trained and verified by fourfold"
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return record.client.create_model_version(
+        config.model_name, source=logged.model_uri, run_id=record.run_id, model_id=logged.model_id
+    )
+
+
+def _decide(record: RunRecord, name: str, data: Dataset, evaluation: Evaluation) -> tuple[str, str, dict[str, str]]:
+    rmse, judged_on = evaluation.accuracy.rmse, evaluation.judged_on
+    numbers = {"rmse": f"{rmse:.9g}", "judged_on": judged_on, "data_sha256": data.sha256}
+    try:
+        champion = record.client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        return CHAMPION, "the first version", numbers
+    _, x, y = data.evaluation_rows
+    try:
+        stored = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{champion.version}")) / FILE_NAME
+        champions = accuracy(predict(stored, x.numpy()), y.numpy()).rmse
+    except Exception as error:  # of MLflow, onnxruntime or the file system: whatever it is, nothing was compared
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return CHALLENGER, f"version {champion.version} cannot predict these rows: {reason}", numbers
+    numbers |= {"champion_rmse": f"{champions:.9g}", "champion_version": str(champion.version)}
+    better = rmse < champions
+    return (
+        CHAMPION if better else CHALLENGER,
+        f"RMSE {rmse:.6g} on the {judged_on} rows is {'' if better else 'not '}below the {champions:.6g} of version "
+        f"{champion.version}",
+        numbers,
+    )

@@ -1,0 +1,138 @@
+"""What is known of a training run, from its start to its end, for machines and for people."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fourfold.configuration import TrainConfig
+from fourfold.datasets import Dataset
+from fourfold.fitting import FitResult
+from fourfold.optimizers import OptimizerConfig
+from fourfold.parity import ParityReport
+from tasks import services
+from tasks.evaluate import Evaluation
+from tasks.register import Registered
+from tasks.reporting import publish
+
+
+@dataclass
+class TrainResult:
+    """Filled in as the steps end, so that a run that stops early tells how far it came.
+
+    Attributes:
+        status: running, registered, completed (not to be registered), rejected, diverged or failed.
+        parameters: the trained ones by name (`BuiltModel.curves` names them), in the user's units.
+    """
+
+    config: TrainConfig
+    flow_run_id: str | None = None
+    run_id: str | None = None
+    status: str = "running"
+    reason: str = ""
+    data: Dataset | None = None
+    fit: FitResult | None = None
+    parameters: dict[str, float] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    parity: ParityReport | None = None
+    registered: Registered | None = None
+    seconds: float = 0.0
+    picture: Path | None = None
+    url: str | None = None
+
+    @contextmanager
+    def followed(self) -> Iterator["TrainResult"]:
+        """Note how the block ends, publish it in Prefect, and hang this result on the exception that ends it."""
+        started = time.perf_counter()
+        try:
+            yield self
+        except BaseException as error:
+            self.status = getattr(error, "status", "failed")
+            self.reason = str(error) or type(error).__name__
+            error.result = self  # type: ignore[attr-defined]
+            raise
+        else:
+            self.status = "registered" if self.registered else "completed"
+        finally:
+            self.seconds = time.perf_counter() - started
+            publish(self.config.title, self.rows(), {"The run in MLflow": self.url} if self.url else {}, self.picture)
+
+    def as_json(self) -> dict[str, Any]:
+        """The machine-readable result; null where the run did not come so far."""
+        fit, evaluation, registered = self.fit, self.evaluation, self.registered
+        return {
+            "flow": "train",
+            "status": self.status,
+            "reason": self.reason or None,
+            "run_id": self.run_id,
+            "flow_run_id": self.flow_run_id,
+            "optimizer": OptimizerConfig.parse(self.config.optimizer, self.config.lr).name,
+            "epochs": fit and fit.epochs,
+            "gradient_evaluations": fit and fit.gradient_evaluations,
+            "seconds": round(self.seconds, 3),
+            "loss": _finite(evaluation.loss if evaluation else fit.loss if fit else None),
+            "parameters": {name: _finite(value) for name, value in self.parameters.items()},
+            "predictions": [{"x": x, "y": y} for x, y in evaluation.predictions] if evaluation else [],
+            "held_out": asdict(evaluation.accuracy) if evaluation and evaluation.judged_on == "held-out" else None,
+            "least_squares": asdict(evaluation.least_squares) if evaluation and evaluation.least_squares else None,
+            "parity": self.parity and {k: _finite(v) for k, v in self.parity.summary().items()},
+            "model": registered
+            and {
+                "name": registered.name,
+                "version": registered.version,
+                "alias": registered.alias,
+                "uri": registered.uri,
+                "path": registered.path,
+                "sha256": registered.sha256,
+            },
+        }
+
+    def rows(self) -> dict[str, str]:
+        """The same for a person."""
+        config, evaluation, parity = self.config, self.evaluation, self.parity
+        rows = {"status": self.status}
+        if self.data:
+            held_out = f" and {len(self.data.x_test)} held out" if len(self.data.x_test) else ""
+            rows["data"] = f"{self.data.name}, {len(self.data.x)} training rows{held_out}"
+            if self.data.left_out:
+                rows["left out"] = f"{', '.join(self.data.left_out)} (not numeric)"
+        rows["model"] = config.model
+        rows["optimizer"] = f"{config.optimizer}, lr {config.lr:g}"
+        if self.fit:
+            rows["optimizer"] += f", {self.fit.epochs} epochs, {self.fit.gradient_evaluations} gradient evaluations"
+        if evaluation:
+            rows["loss"] = f"{evaluation.loss:.6g} ({config.loss_name})"
+            if evaluation.judged_on == "held-out":
+                held_out = evaluation.accuracy
+                rows["held-out rows"] = f"RMSE {held_out.rmse:.6g}, MAE {held_out.mae:.6g}, R2 {held_out.r2:.6g}"
+        for name, value in list(self.parameters.items())[:MOST_PARAMETERS_SHOWN]:
+            rows[name] = f"{value:.9g}"
+        if evaluation:
+            for x, y in evaluation.predictions:
+                rows[f"y at {', '.join(f'{value:g}' for value in x)}"] = ", ".join(f"{value:.9g}" for value in y)
+            if evaluation.least_squares:
+                rows["least squares"] = (
+                    f"distance {evaluation.least_squares.distance:.3g}, its loss {evaluation.least_squares.loss:.3g}"
+                )
+        if parity:
+            summary = parity.summary()
+            rows["parity"] = (
+                f"{parity.verdict}, {summary['cases']} cases, largest difference {summary['max_abs_error']:.2g} "
+                f"({summary['max_ulp']:.0f} units in the last place)"
+            )
+        if self.registered:
+            rows["registered"] = f"{self.registered.uri} as {self.registered.alias}: {self.registered.decision}"
+        rows["seconds"] = f"{self.seconds:.1f}"
+        if self.run_id:
+            rows["runs"] = services.ui_command()
+        return rows
+
+
+MOST_PARAMETERS_SHOWN = 16
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    return None if isinstance(value, float) and value - value != 0 else value

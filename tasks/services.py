@@ -1,0 +1,201 @@
+"""Which Prefect API and which MLflow store a flow talks to. Light to import: it runs before the heavy libraries."""
+
+import contextlib
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import tomllib
+import urllib.request
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+from fourfold.errors import RequestError, ServiceError
+
+PREFECT_DEFAULT_API = "http://127.0.0.1:4200/api"
+SECONDS_TO_ANSWER = 5
+SECONDS_TO_BOOT = 180
+
+# Offline by default, and on the terminal only what a person needs: what the libraries log goes to their servers.
+_QUIET = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def project_root() -> Path:
+    """The checkout that this file belongs to; the working directory where it is installed without one."""
+    root = Path(__file__).resolve().parents[1]
+    return root if (root / "pyproject.toml").is_file() else Path.cwd()
+
+
+class PrefectServer:
+    """The Prefect API of this process: one that is there already, or one that it starts and takes along when it ends.
+
+    `begin` must run before Prefect is imported: Prefect reads its address from the environment once.
+    """
+
+    def __init__(self, api_url: str, process: subprocess.Popen[bytes] | None = None, log: IO[bytes] | None = None):
+        self.api_url = api_url
+        self._process = process
+        self._log = log
+
+    @classmethod
+    def begin(cls) -> "PrefectServer":
+        """Choose the address, and where nothing answers start to boot a server, without waiting for it."""
+        address = os.environ.get("PREFECT_API_URL") or _address_of_profile()
+        if address:
+            return cls(address)
+        if _answers(f"{PREFECT_DEFAULT_API}/health", seconds=1):
+            os.environ["PREFECT_API_URL"] = PREFECT_DEFAULT_API
+            return cls(PREFECT_DEFAULT_API)
+        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        api_url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server; it has no name to be left behind
+        with listener:
+            # A session of its own: Ctrl-C in the terminal must not end it before the flow has told it how it ended.
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tasks.prefect_server", str(listener.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+                env={
+                    **os.environ,
+                    "PREFECT__SERVER_EPHEMERAL": "1",
+                    "PREFECT__SERVER_FINAL": "1",
+                    "PREFECT_UI_ENABLED": "0",
+                },
+            )
+        os.environ["PREFECT_API_URL"] = api_url
+        return cls(api_url, process, log)
+
+    def wait(self) -> None:
+        """Let the server touch the disk, and wait until it answers.
+
+        Raises:
+            RequestError: the address that was asked for does not answer.
+            ServiceError: the server of our own did not start.
+        """
+        if self._process is None:
+            if not _answers(f"{self.api_url}/health", seconds=SECONDS_TO_ANSWER):
+                raise RequestError(
+                    f"PREFECT_API_URL={self.api_url} does not answer; start that server, or unset it for a server "
+                    "that lives as long as the run"
+                )
+            return
+        assert self._process.stdin is not None, "it was opened as a pipe"
+        with contextlib.suppress(BrokenPipeError):  # a server that died is told by the missing answer
+            self._process.stdin.write(b"go\n")
+            self._process.stdin.flush()
+        if not _answers(f"{self.api_url}/health", seconds=SECONDS_TO_BOOT):
+            raise ServiceError(f"Prefect's server did not start: {self._last_words()}")
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the server that this process started, if it did."""
+        return self._process.pid if self._process else None
+
+    def _last_words(self) -> str:
+        if self._log is None:
+            return "no reason given"
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it gave no reason"
+
+
+def prepare_environment() -> None:
+    """Set what the libraries read when they are imported; what the user has set stays."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri()
+
+
+def tracking_uri() -> str:
+    """MLflow's address: `MLFLOW_TRACKING_URI`, else the SQLite file that a bare `mlflow ui` in the root reads."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of a SQLite address, absolute; None for other addresses."""
+    parts = urlsplit(uri)
+    return Path(uri.partition(":///")[2]).absolute() if parts.scheme == "sqlite" else None
+
+
+def check_tracking() -> None:
+    """Make sure, without leaving a trace, that MLflow's store can be used.
+
+    Raises:
+        RequestError: the address does not answer, its folder cannot be written, or it is of another kind.
+    """
+    uri = tracking_uri()
+    database = sqlite_file(uri)
+    scheme = urlsplit(uri).scheme
+    if database is not None:
+        for folder in {database.parent, _nearest_folder(database.parent / "mlruns")}:
+            try:
+                tempfile.TemporaryFile(dir=folder).close()
+            except OSError as error:
+                raise RequestError(
+                    f"MLFLOW_TRACKING_URI={uri}: {folder} cannot be written ({error.strerror}); choose a folder "
+                    "that exists and is yours"
+                ) from error
+    elif scheme in ("http", "https"):
+        if not _answers(f"{uri.rstrip('/')}/health", seconds=SECONDS_TO_ANSWER):
+            raise RequestError(f"MLFLOW_TRACKING_URI={uri} does not answer; start that server, or unset it")
+    elif scheme not in ("postgresql", "mysql", "mssql") and not scheme.startswith(("postgresql+", "mysql+")):
+        raise RequestError(
+            f"MLFLOW_TRACKING_URI={uri} is not an address that MLflow keeps runs at; give sqlite:///FILE or http://HOST"
+        )
+
+
+def ui_command() -> str:
+    """The exact line that shows the runs: a command, or the address of a server that shows them already."""
+    uri = tracking_uri()
+    if urlsplit(uri).scheme in ("http", "https"):
+        return uri
+    program = Path(sys.executable).with_name("mlflow")
+    with contextlib.suppress(ValueError):
+        program = program.relative_to(Path.cwd())
+    if sqlite_file(uri) == Path.cwd() / "mlflow.db":
+        return f"{shlex.quote(str(program))} ui"
+    return f"{shlex.quote(str(program))} ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def ui_address() -> str:
+    """Where a browser finds MLflow's pages: the server itself, or where `mlflow ui` serves a local store."""
+    uri = tracking_uri().rstrip("/")
+    return uri if urlsplit(uri).scheme in ("http", "https") else "http://127.0.0.1:5000"
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The path itself, or the nearest folder above that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _answers(url: str, seconds: float) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=seconds) as answer:
+            return bool(answer.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def _address_of_profile() -> str | None:
+    """The API address of the active Prefect profile, which the environment variable would override."""
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    try:
+        profiles = tomllib.loads(Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").read_text())
+        active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
+        address = profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return str(address) if address else None
