@@ -22,8 +22,8 @@ from tasks.evaluate import evaluate
 from tasks.export_onnx import export_onnx
 from tasks.make_data import make_data
 from tasks.register import register
-from tasks.reporting import draw_fit
-from tasks.request import check
+from tasks.reporting import drawing
+from tasks.request import check, check_optimizer
 from tasks.results import TrainResult
 from tasks.tracking import recorded_run
 from tasks.train import advice, train
@@ -47,26 +47,29 @@ def train_flow(config: TrainConfig = TrainConfig()) -> TrainResult:
         built = build_model(config, data)
         result.fit = fitted = train(config, built, record, folder)
         result.parameters = built.parameters(fitted.history)
-        result.picture = draw_fit(built, data, fitted, record, folder)
-        if fitted.outcome is Outcome.DIVERGED:
-            raise DivergedError(advice(config, fitted))
-        result.evaluation = evaluation = evaluate(config, built, data, record)
-        exported = export_onnx(config, built, data, record, folder)
-        result.parity = parity = verify_onnx(config, built, data, exported, record, folder)
-        if not parity.passed:
-            raise ParityError(
-                f"the exported file does not predict as torch does: {parity.reason}; nothing was registered"
-            )
-        if not config.no_register:
-            result.registered = register(config, data, evaluation, exported, parity, record)
+        with drawing(built, data, fitted, record, folder) as result.picture:
+            if fitted.outcome is Outcome.DIVERGED:
+                raise DivergedError(advice(config, fitted))
+            result.evaluation = evaluation = evaluate(config, built, data, record)
+            exported = export_onnx(config, built, data, record, folder)
+            result.parity = parity = verify_onnx(config, built, data, exported, record, folder)
+            if not parity.passed:
+                raise ParityError(
+                    f"onnxruntime does not predict what torch does: {parity.reason}; nothing was registered"
+                )
+            if not config.no_register:
+                result.registered = register(config, data, evaluation, exported, parity, record)
     return result
 
 
 if __name__ == "__main__":
 
     def work(config: TrainConfig) -> TrainResult:
-        """Run the flow on a server that answers."""
-        server.wait()
-        return train_flow(config)
+        """Check the request, and run the flow once the server answers."""
+        check(config)
+        server.release()
+        check_optimizer(config)  # takes a second, in which the server gets ready
+        with server.ready():
+            return train_flow(config)
 
-    command_line.run(request, "train", check, work)
+    command_line.run(request, "train", work)

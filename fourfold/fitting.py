@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import cast
 
 import numpy as np
 import torch
@@ -126,17 +127,19 @@ def fit(
         evaluations += 1
         optimizer.zero_grad()
         loss = loss_function(network(inputs), targets)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
+    # torch annotates closures as giving a float; they give, and `step` returns, the loss tensor.
+    step = cast("Callable[[Callable[[], Tensor]], Tensor]", optimizer.step)
     network.train()
     epoch, loss, limit = 0, math.nan, math.inf
     started = next_report = time.perf_counter()
     while epoch < config.epochs:
         recorder.state(epoch, evaluations, optimizer.param_groups[0]["lr"])
         total = 0.0
-        for inputs, targets in batches.epoch():
-            batch_loss = optimizer.step(closure).item()
+        for inputs, targets in batches.epoch():  # noqa: B007 - the closure reads both
+            batch_loss = step(closure).item()
             if limit == math.inf:
                 start = batch_loss * len(x) / len(inputs) if sums else batch_loss
                 scale = max(scale, start if math.isfinite(start) else 0.0)
@@ -218,7 +221,7 @@ class _Batches:
             return
         order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
         x, y = self.x[order], self.y[order]
-        yield from zip(x.split(self.size), y.split(self.size), strict=True)
+        yield from zip(torch.split(x, self.size), torch.split(y, self.size), strict=True)
 
 
 class _Recorder:

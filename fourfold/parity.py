@@ -1,4 +1,4 @@
-"""The gate: does onnxruntime, from the file on disk, predict what the torch network predicts?"""
+"""The gate: onnxruntime, from the file on disk, must predict what the torch network predicts."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -135,11 +135,11 @@ def _compare(
         return Case(name, len(x), math.inf, math.inf, math.inf, reason=failure)
     if not expected.size:
         return Case(name, len(x), 0.0, 0.0, 0.0)
-    error = _absolute_error(actual, expected)
+    gap = _absolute_error(actual, expected)
     # Where the terms of a sum cancel, the error is that of the terms: the scale is that of the outputs over
     # the training rows, or over this case's where they are larger; never that of a single small output.
     allowed = ALLOWED_EPSILONS * np.finfo(expected.dtype).eps * np.maximum(scale, _magnitude(expected))
-    ratio = np.divide(error, allowed, out=np.where(error > 0, np.inf, 0.0), where=allowed > 0)
+    ratio = np.divide(gap, allowed, out=np.where(gap > 0, np.inf, 0.0), where=allowed > 0)
     worst = int(ratio.max(axis=1).argmax())
     worst_ratio = float(ratio.max())
     if worst_ratio <= 1:
@@ -154,8 +154,8 @@ def _compare(
     return Case(
         name,
         len(x),
-        float(error.max()),
-        float((error / spacing).max()),
+        float(gap.max()),
+        float((gap / spacing).max()),
         worst_ratio,
         tuple(x[worst].tolist()),
         reason,
@@ -164,7 +164,9 @@ def _compare(
 
 def _magnitude(outputs: np.ndarray) -> np.ndarray:
     """The largest finite |output| of each target, (1, targets) float64."""
-    return np.where(np.isfinite(outputs), np.abs(outputs), 0).astype(np.float64).max(axis=0, keepdims=True)
+    finite: np.ndarray = np.where(np.isfinite(outputs), np.abs(outputs), 0).astype(np.float64)
+    largest: np.ndarray = np.max(finite, axis=0, keepdims=True, initial=0.0)
+    return largest
 
 
 def _absolute_error(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -25,13 +25,14 @@ def main() -> None:
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
+    app = create_app()
     gc.freeze()
     gc.enable()
     if not sys.stdin.readline():
         return
     home = Path(get_current_settings().home)
     home.mkdir(parents=True, exist_ok=True)
-    server = uvicorn.Server(uvicorn.Config(create_app(), log_level="error", lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
 
     def follow_owner() -> None:
         sys.stdin.read()

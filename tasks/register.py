@@ -89,9 +89,13 @@ def _version_of_run(record: RunRecord, name: str) -> ModelVersion | None:
 def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedModel, record: RunRecord) -> ModelVersion:
     example = pd.DataFrame(data.x[:EXAMPLE_ROWS].numpy().astype(np.float64), columns=list(data.features))
     packages = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")
-    logged = mlflow.onnx.log_model(
+    # Made through the client, since log_model would make it in the experiment of the active run: the default one.
+    model = record.client.create_logged_model(
+        record.experiment_id, name=config.model_name, source_run_id=record.run_id, model_type="onnx"
+    )
+    mlflow.onnx.log_model(
         onnx.load(exported.path),
-        name=config.model_name,
+        model_id=model.model_id,
         run_id=record.run_id,
         # float64 columns: MLflow lets float32 and whole numbers pass for them, and not the other way round.
         signature=ModelSignature(
@@ -111,7 +115,7 @@ def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedMode
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     return record.client.create_model_version(
-        config.model_name, source=logged.model_uri, run_id=record.run_id, model_id=logged.model_id
+        config.model_name, source=model.model_uri, run_id=record.run_id, model_id=model.model_id
     )
 
 

@@ -1,15 +1,16 @@
 """What a person sees of a run: its progress, its plots, and its page in Prefect."""
 
 import base64
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
@@ -63,7 +64,7 @@ def publish(title: str, rows: Mapping[str, str], links: Mapping[str, str], pictu
 
     lines = [f"[{cell(name)}]({address})" for name, address in links.items()]
     lines += ["", "| | |", "|---|---|", *(f"| {cell(name)} | {cell(value)} |" for name, value in rows.items())]
-    if picture is not None:
+    if picture is not None and picture.exists():
         encoded = base64.b64encode(picture.read_bytes()).decode()
         lines += ["", f"![loss and fit](data:image/png;base64,{encoded})"]
     try:
@@ -72,61 +73,39 @@ def publish(title: str, rows: Mapping[str, str], links: Mapping[str, str], pictu
         get_run_logger().warning("the result is not on this page: %s", error)
 
 
-def draw_fit(built: BuiltModel, data: Dataset, fitted: FitResult, record: RunRecord, folder: Path) -> Path:
-    """Draw the loss over the epochs, and beside it the fit over the rows, as one PNG, and keep it in MLflow.
-
-    With one feature the prediction is drawn over it, else against the actual values; of several targets the
-    first. After a fit that diverged there is only the loss.
-    """
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    completed = fitted.outcome is Outcome.COMPLETED
-    axes = figure.subplots(1, 2 if completed else 1, squeeze=False)[0]
-    _draw_loss(axes[0], fitted.history.loss)
-    if completed:
-        _draw_rows(axes[1], built, data)
-    path = folder / "fit.png"
-    figure.savefig(path, dpi=110)
-    record.file(path)
-    return path
-
-
-def _draw_loss(axes: Axes, loss: np.ndarray) -> None:
-    finite = np.where(np.isfinite(loss), loss, np.nan)
-    axes.plot(finite, color="tab:blue")
-    axes.set(xlabel="epoch", ylabel="training loss", title="Loss")
-    if np.nanmin(finite) > 0:
-        axes.set_yscale("log")
-    axes.grid(alpha=0.3)
+@contextmanager
+def drawing(built: BuiltModel, data: Dataset, fitted: FitResult, record: RunRecord, folder: Path) -> Iterator[Path]:
+    """Draw the fit, as `tasks.draw` says, while the block runs; at its end the picture is kept in MLflow."""
+    source, picture = folder / "drawn.npz", folder / "fit.png"
+    np.savez(source, **_drawn(built, data, fitted))
+    command = [sys.executable, "-m", "tasks.draw", str(source), str(picture)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        yield picture
+    except Exception:
+        _keep(process, picture, record)
+        raise
+    except BaseException:  # interrupted: nobody waits for a picture
+        process.kill()
+        process.communicate()
+        raise
+    _keep(process, picture, record)
 
 
-def _draw_rows(axes: Axes, built: BuiltModel, data: Dataset) -> None:
-    over_feature = len(data.features) == 1
-    for label, x, y, color in (
-        ("training", data.x, data.y, "tab:blue"),
-        ("held-out", data.x_test, data.y_test, "tab:orange"),
-    ):
-        if not len(x):
-            continue
-        chosen = torch.linspace(0, len(x) - 1, min(len(x), MOST_POINTS_DRAWN)).long()
-        rows, actual = x[chosen], y[chosen, 0].numpy()
-        predicted = predict(built.network, rows)[:, 0].numpy()
-        axes.plot(
-            rows[:, 0] if over_feature else actual,
-            actual if over_feature else predicted,
-            ".",
-            color=color,
-            alpha=0.6,
-            label=label,
-        )
-        if label == "training" and over_feature:
-            order = rows[:, 0].argsort()
-            axes.plot(rows[order, 0], predicted[order], color="black", linewidth=1, label="fit")
-    if over_feature:
-        axes.set(xlabel=data.features[0], ylabel=data.targets[0], title="Fit")
+def _drawn(built: BuiltModel, data: Dataset, fitted: FitResult) -> dict[str, Any]:
+    arrays = {"loss": fitted.history.loss, "features": np.array(data.features), "targets": np.array(data.targets)}
+    if fitted.outcome is Outcome.COMPLETED:
+        for kind, x, y in (("training", data.x, data.y), ("held_out", data.x_test, data.y_test)):
+            chosen = torch.linspace(0, max(len(x) - 1, 0), min(len(x), MOST_POINTS_DRAWN)).long()
+            rows = {"x": x[chosen], "y": y[chosen], "prediction": predict(built.network, x[chosen])}
+            arrays |= {f"{kind}_{name}": values.numpy() for name, values in rows.items()}
+    return arrays
+
+
+def _keep(process: "subprocess.Popen[bytes]", picture: Path, record: RunRecord) -> None:
+    """Keep the picture; a run whose picture failed is still a run, and says so."""
+    _, complaint = process.communicate()
+    if process.returncode == 0:
+        record.file(picture)
     else:
-        axes.axline((float(data.y[0, 0]),) * 2, slope=1, color="black", linewidth=1)
-        axes.set(
-            xlabel=f"actual {data.targets[0]}", ylabel=f"predicted {data.targets[0]}", title="Predicted against actual"
-        )
-    axes.legend()
-    axes.grid(alpha=0.3)
+        record.tags({"picture": f"failed: {complaint.decode(errors='replace').strip().splitlines()[-1:]}"})

@@ -11,9 +11,14 @@ from tasks.train import fit_config
 
 def check(config: TrainConfig) -> None:
     """Raise RequestError with the first fault; leaves nothing behind but the rows in memory, for the first step."""
-    plan = fit_config(config)
+    fit_config(config)
     services.check_tracking()
     data = load(config)
     points(config, data)
-    built = build(config, data)
-    try_out(built.core, built.x, built.y, plan)
+    build(config, data)
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Raise RequestError where the optimizer cannot train this model."""
+    built = build(config, load(config))
+    try_out(built.core, built.x, built.y, fit_config(config))

@@ -105,8 +105,8 @@ class TrainResult:
         if evaluation:
             rows["loss"] = f"{evaluation.loss:.6g} ({config.loss_name})"
             if evaluation.judged_on == "held-out":
-                held_out = evaluation.accuracy
-                rows["held-out rows"] = f"RMSE {held_out.rmse:.6g}, MAE {held_out.mae:.6g}, R2 {held_out.r2:.6g}"
+                judged = evaluation.accuracy
+                rows["held-out rows"] = f"RMSE {judged.rmse:.6g}, MAE {judged.mae:.6g}, R2 {judged.r2:.6g}"
         for name, value in list(self.parameters.items())[:MOST_PARAMETERS_SHOWN]:
             rows[name] = f"{value:.9g}"
         if evaluation:

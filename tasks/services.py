@@ -9,6 +9,8 @@ import sys
 import tempfile
 import tomllib
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -76,28 +78,40 @@ class PrefectServer:
                 },
             )
         os.environ["PREFECT_API_URL"] = api_url
+        # It is of this very installation: there is no version to ask for.
+        os.environ.setdefault("PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED", "false")
         return cls(api_url, process, log)
 
-    def wait(self) -> None:
-        """Let the server touch the disk, and wait until it answers.
+    def release(self) -> None:
+        """Let a server of our own touch the disk: the request is sound."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # a server that died is told by the missing answer
+                self._process.stdin.write(b"go\n")
+                self._process.stdin.flush()
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Wait until the server answers, for a block that runs flows on it.
 
         Raises:
             RequestError: the address that was asked for does not answer.
             ServiceError: the server of our own did not start.
         """
+        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
         if self._process is None:
             if not _answers(f"{self.api_url}/health", seconds=SECONDS_TO_ANSWER):
                 raise RequestError(
                     f"PREFECT_API_URL={self.api_url} does not answer; start that server, or unset it for a server "
                     "that lives as long as the run"
                 )
+            yield
             return
-        assert self._process.stdin is not None, "it was opened as a pipe"
-        with contextlib.suppress(BrokenPipeError):  # a server that died is told by the missing answer
-            self._process.stdin.write(b"go\n")
-            self._process.stdin.flush()
         if not _answers(f"{self.api_url}/health", seconds=SECONDS_TO_BOOT):
             raise ServiceError(f"Prefect's server did not start: {self._last_words()}")
+        # Nobody watches the heartbeats of a run on a server that dies with it, and ending them takes a second.
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
 
     @property
     def process_id(self) -> int | None:

@@ -175,6 +175,7 @@ def _experiment(client: MlflowClient, name: str, folder: Path | None) -> str:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
             found = client.get_experiment_by_name(name)
+    assert found is not None, "it was found, or exists already"
     return str(found.experiment_id)
 
 

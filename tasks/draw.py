@@ -1,0 +1,69 @@
+"""Draw a finished fit as one PNG, in a process of its own: `python -m tasks.draw ARRAYS.npz PICTURE.png`.
+
+It runs on the other core while the model is exported: in the flow's own process the drawing library and its
+first picture would take a second and 33 MB.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+def draw(arrays: dict[str, np.ndarray], picture: Path) -> None:
+    """Draw the loss over the epochs, and beside it the fit over the rows.
+
+    With one feature the prediction is drawn over it, else against the actual values; of several targets the
+    first. Without rows there is only the loss.
+
+    Args:
+        arrays: `loss` (rows,), the names `features` and `targets`, and where the fit completed, for each KIND
+            of "training" and "held_out": `KIND_x`, `KIND_y` and `KIND_prediction`, (rows, columns) each.
+        picture: the PNG file.
+    """
+    completed = "training_x" in arrays
+    figure = Figure(figsize=(10, 4))
+    # Fixed margins: the automatic layout takes longer than all the rest.
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.13, top=0.92, wspace=0.2)
+    axes = figure.subplots(1, 2 if completed else 1, squeeze=False)[0]
+    _draw_loss(axes[0], arrays["loss"])
+    if completed:
+        _draw_rows(axes[1], arrays)
+    figure.savefig(picture, dpi=110)
+
+
+def _draw_loss(axes: Axes, loss: np.ndarray) -> None:
+    finite = np.where(np.isfinite(loss), loss, np.nan)
+    axes.plot(finite, color="tab:blue")
+    axes.set(xlabel="epoch", ylabel="training loss", title="Loss")
+    if np.nanmin(finite) > 0:
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+
+
+def _draw_rows(axes: Axes, arrays: dict[str, np.ndarray]) -> None:
+    feature, target = str(arrays["features"][0]), str(arrays["targets"][0])
+    over_feature = len(arrays["features"]) == 1
+    for kind, color in (("training", "tab:blue"), ("held_out", "tab:orange")):
+        x, actual, predicted = arrays[f"{kind}_x"], arrays[f"{kind}_y"][:, 0], arrays[f"{kind}_prediction"][:, 0]
+        if not len(x):
+            continue
+        across, up = (x[:, 0], actual) if over_feature else (actual, predicted)
+        axes.plot(across, up, ".", color=color, alpha=0.6, label=kind.replace("_", "-"))
+        if kind == "training" and over_feature:
+            order = x[:, 0].argsort()
+            axes.plot(x[order, 0], predicted[order], color="black", linewidth=1, label="fit")
+    if over_feature:
+        axes.set(xlabel=feature, ylabel=target, title="Fit")
+    else:
+        axes.axline((float(arrays["training_y"][0, 0]),) * 2, slope=1, color="black", linewidth=1)
+        axes.set(xlabel=f"actual {target}", ylabel=f"predicted {target}", title="Predicted against actual")
+    axes.legend()
+    axes.grid(alpha=0.3)
+
+
+if __name__ == "__main__":
+    with np.load(sys.argv[1]) as stored:
+        draw(dict(stored), Path(sys.argv[2]))
