@@ -23,7 +23,7 @@ from tasks.export_onnx import export_onnx
 from tasks.make_data import make_data
 from tasks.register import register
 from tasks.reporting import drawing
-from tasks.request import check, check_optimizer
+from tasks.request import check, check_optimizer, settle
 from tasks.results import TrainResult
 from tasks.tracking import recorded_run
 from tasks.train import advice, train
@@ -33,6 +33,7 @@ from tasks.verify_onnx import verify_onnx
 @flow(name="train", flow_run_name="{config.title}")
 def train_flow(config: TrainConfig = TrainConfig()) -> TrainResult:
     """Train, evaluate, export, verify and register one model; each run is recorded in MLflow."""
+    config = settle(config)
     result = TrainResult(config, flow_run_id=flow_run.id)
     tags = {"flow_run_id": flow_run.id, "flow_run_url": flow_run.ui_url}
     with (
@@ -66,7 +67,7 @@ if __name__ == "__main__":
 
     def work(config: TrainConfig) -> TrainResult:
         """Check the request, and run the flow once the server answers."""
-        check(config)
+        config = check(config)
         server.release()
         check_optimizer(config)  # takes a second, in which the server gets ready
         with server.ready():

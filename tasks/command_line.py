@@ -67,8 +67,8 @@ def read(
     )  # fmt: skip
 
     def command(
-        config: Annotated[config_class, Parameter(name="*")] = config_class(),  # type: ignore[valid-type]  # noqa: B008
         *,
+        config: Annotated[config_class, Parameter(name="*")] = config_class(),  # type: ignore[valid-type]  # noqa: B008
         json: Annotated[
             bool, OUTPUT, Parameter(help="last line on standard output: the result as one JSON object")
         ] = False,

@@ -9,13 +9,24 @@ from tasks.make_data import load
 from tasks.train import fit_config
 
 
-def check(config: TrainConfig) -> None:
-    """Raise RequestError with the first fault; leaves nothing behind but the rows in memory, for the first step."""
-    fit_config(config)
+def settle(config: TrainConfig) -> TrainConfig:
+    """Give the same configuration with names as torch spells them; raises RequestError where there is no such name."""
+    plan = fit_config(config)
+    scheduler = plan.scheduler.name if plan.scheduler else None
+    return config.model_copy(update={"optimizer": plan.optimizer.name, "scheduler": scheduler})
+
+
+def check(config: TrainConfig) -> TrainConfig:
+    """Give the settled configuration, or raise RequestError with the first fault.
+
+    Leaves nothing behind but the rows in memory, for the first step.
+    """
+    settled = settle(config)
     services.check_tracking()
-    data = load(config)
-    points(config, data)
-    build(config, data)
+    data = load(settled)
+    points(settled, data)
+    build(settled, data)
+    return settled
 
 
 def check_optimizer(config: TrainConfig) -> None:

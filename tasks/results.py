@@ -10,7 +10,6 @@ from typing import Any
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
 from fourfold.fitting import FitResult
-from fourfold.optimizers import OptimizerConfig
 from fourfold.parity import ParityReport
 from tasks import services
 from tasks.evaluate import Evaluation
@@ -68,7 +67,7 @@ class TrainResult:
             "reason": self.reason or None,
             "run_id": self.run_id,
             "flow_run_id": self.flow_run_id,
-            "optimizer": OptimizerConfig.parse(self.config.optimizer, self.config.lr).name,
+            "optimizer": self.config.optimizer,
             "epochs": fit and fit.epochs,
             "gradient_evaluations": fit and fit.gradient_evaluations,
             "seconds": round(self.seconds, 3),
