@@ -63,8 +63,9 @@ def read(
     requests: list[Request[Config]] = []
     app = App(
         name=f"{flow}_flow.py", help=description, version_flags=(), result_action="return_value",
-        default_parameter=Parameter(negative_iterable=()),
+        default_parameter=Parameter(negative_iterable=(), show_default=_spell_default),
     )  # fmt: skip
+    app["--help"].group = OUTPUT.group
 
     def command(
         *,
@@ -91,6 +92,13 @@ def read(
     if not requests:  # --help has been printed
         raise SystemExit(0)
     return requests[0]
+
+
+def _spell_default(value: Any) -> str | None:
+    """A default as a person would type it; one that means "none" is not shown."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or None
+    return None if value is None or isinstance(value, bool) else str(value)
 
 
 def run(request: Request[Config], flow: str, work: Callable[[Config], Result]) -> NoReturn:
