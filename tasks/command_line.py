@@ -25,7 +25,8 @@ Config = TypeVar("Config", bound=BaseModel)
 _SPELLINGS = {"registered-name": "register"}
 # The export and MLflow make millions of objects that stay; at the default of 700 a second goes into looking at them.
 GARBAGE_THRESHOLDS = (100_000, 20, 100)
-OUTPUT = Parameter(group=Group("Output", sort_key=9), negative=())
+OUTPUT_GROUP = Group("Output", sort_key=9)
+OUTPUT = Parameter(group=OUTPUT_GROUP, negative=())
 
 
 class Result(Protocol):
@@ -65,7 +66,7 @@ def read(
         name=f"{flow}_flow.py", help=description, version_flags=(), result_action="return_value",
         default_parameter=Parameter(negative_iterable=(), show_default=_spell_default),
     )  # fmt: skip
-    app["--help"].group = OUTPUT.group
+    app["--help"].group = OUTPUT_GROUP
 
     def command(
         *,
@@ -118,9 +119,9 @@ def run(request: Request[Config], flow: str, work: Callable[[Config], Result]) -
             traceback.print_exc()
         elif not isinstance(error, FourfoldError):
             reason += "; --verbose shows where"
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, SystemExit) as error:  # Ctrl-C, and the handler above
         result = getattr(error, "result", None)
-        reason, code = "interrupted", 128 + signal.SIGINT
+        reason, code = "interrupted", getattr(error, "code", 128 + signal.SIGINT)
     if result is not None:
         _print_table(result.rows(), sys.stderr if request.json else sys.stdout)
     if reason:

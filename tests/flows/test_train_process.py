@@ -1,0 +1,296 @@
+"""`python flows/train_flow.py` as a user runs it: a process, with its store, its Prefect server and its end."""
+
+import json
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import psutil
+import pyarrow.parquet
+import pytest
+from conftest import Ended, Workplace
+
+STEPS = ["make data", "build model", "train", "evaluate", "export to ONNX", "verify with onnxruntime", "register"]
+SECONDS_TO_BE_GONE = 10
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> tuple[Workplace, Ended]:
+    """The default run of the exercise, once for all tests that look at what it left."""
+    from conftest import _workplace
+
+    workplace = _workplace(tmp_path_factory.mktemp("finished"))
+    return workplace, workplace.run("--json", PREFECT_HOME=str(prefect_home))
+
+
+def flow_run(workplace: Workplace, ended: Ended, home: Path) -> tuple[str, list[str], list[str]]:
+    """State, names of the task runs in order, and artifacts of a flow run, from Prefect's own database."""
+    flow_run_id = ended.result["flow_run_id"]
+    with sqlite3.connect(home / "prefect.db") as database:
+        (state,) = database.execute("select state_type from flow_run where id = ?", (flow_run_id,)).fetchone()
+        tasks = database.execute(
+            "select name from task_run where flow_run_id = ? order by start_time", (flow_run_id,)
+        ).fetchall()
+        artifacts = database.execute("select data from artifact where flow_run_id = ?", (flow_run_id,)).fetchall()
+    return state, [name.rsplit("-", 1)[0] for (name,) in tasks], [json.loads(data) for (data,) in artifacts]
+
+
+def test_the_default_run_trains_verifies_and_registers(finished: tuple[Workplace, Ended]) -> None:
+    _, ended = finished
+    result = ended.result
+    assert ended.code == 0, ended.err
+    assert (result["flow"], result["status"], result["epochs"]) == ("train", "registered", 1000)
+    # The published cell of the exercise: SGD, 1,000 epochs.
+    assert result["parameters"]["w"] == pytest.approx(1.9996239, abs=1e-7)
+    assert result["parameters"]["b"] == pytest.approx(0.0008549, abs=1e-7)
+    assert result["predictions"] == [{"x": [4.0], "y": [pytest.approx(7.9993505, abs=5e-7)]}]
+    assert result["parity"]["verdict"] == "passed"
+    assert result["model"]["alias"] == "champion"
+    assert len(ended.out.splitlines()) == 1, "all but the result goes to standard error"
+    assert "Traceback" not in ended.err
+    assert "WARNING" not in ended.err.upper()
+
+
+def test_the_registered_file_alone_predicts(finished: tuple[Workplace, Ended]) -> None:
+    _, ended = finished
+    session = onnxruntime.InferenceSession(ended.result["model"]["path"])
+    (prediction,) = session.run(None, {"x": np.array([[4.0]], dtype=np.float32)})
+    assert prediction.tolist() == [ended.result["predictions"][0]["y"]]
+
+
+def test_the_run_records_everything(finished: tuple[Workplace, Ended]) -> None:
+    workplace, ended = finished
+    client, result = workplace.client, ended.result
+    run = client.get_run(result["run_id"])
+    assert run.info.status == "FINISHED"
+    assert client.get_experiment(run.info.experiment_id).name == "train"
+    assert run.data.params["optimizer"] == "SGD"
+    assert run.data.params["lr"] == "0.01"
+    tags = run.data.tags
+    assert tags["flow_run_id"] == result["flow_run_id"]
+    assert (tags["outcome"], tags["parity"]) == ("completed", "passed")
+    assert tags["model.sha256"] == result["model"]["sha256"]
+    for name in ("loss", "w", "b"):
+        points = client.get_metric_history(run.info.run_id, name)
+        assert len(points) == 1000
+        assert (points[0].step, points[-1].step) == (0, 1000)
+    history = Path(client.download_artifacts(run.info.run_id, "history.parquet"))
+    table = pyarrow.parquet.read_table(history)
+    assert table.num_rows == 1001
+    assert table["w"][-1].as_py() == result["parameters"]["w"]
+    assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} == {
+        "fit.png",
+        "history.parquet",
+        "parity.json",
+    }
+    assert run.inputs.dataset_inputs[0].dataset.name == "line"
+    assert not client.search_runs(["0"])
+
+
+def test_the_file_says_where_it_comes_from(finished: tuple[Workplace, Ended]) -> None:
+    _, ended = finished
+    session = onnxruntime.InferenceSession(ended.result["model"]["path"])
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["mlflow_run_id"] == ended.result["run_id"]
+    assert about["flow_run_id"] == ended.result["flow_run_id"]
+    assert json.loads(about["features"]) == ["x"]
+    assert about["optimizer"] == "SGD"
+
+
+def test_prefect_shows_the_steps_in_order_and_the_result(finished: tuple[Workplace, Ended], prefect_home: Path) -> None:
+    state, steps, artifacts = flow_run(*finished, prefect_home)
+    assert state == "COMPLETED"
+    assert steps == STEPS
+    (page,) = artifacts
+    assert finished[1].result["run_id"] in page
+    assert "data:image/png;base64," in page
+    assert "| parity | passed" in page
+
+
+def test_a_fit_that_diverges_exits_1_and_says_so(workplace: Workplace) -> None:
+    ended = workplace.run("--lr", "0.2", "--json")
+    assert ended.code == 1
+    assert ended.result["status"] == "diverged"
+    assert ended.result["model"] is None
+    run = workplace.client.get_run(ended.result["run_id"])
+    assert (run.info.status, run.data.tags["outcome"]) == ("FAILED", "diverged")
+    assert 1 <= len(workplace.client.get_metric_history(run.info.run_id, "loss")) < 100
+    assert not workplace.client.search_registered_models()
+    assert flow_run(workplace, ended, workplace.folder / "prefect")[0] == "FAILED"
+    assert "try a smaller --lr" in ended.err
+
+
+NOISY = """
+import torch
+
+class Noisy(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.linear(x) + torch.rand_like(x)
+"""
+
+
+def test_a_model_that_onnxruntime_predicts_otherwise_is_rejected(workplace: Workplace) -> None:
+    (workplace.folder / "nets.py").write_text(NOISY)
+    ended = workplace.run("--model", "nets:Noisy", "--json")
+    assert ended.code == 1
+    assert ended.result["status"] == "rejected"
+    assert ended.result["parity"]["verdict"] == "failed"
+    assert "nothing was registered" in ended.err
+    assert workplace.client.get_run(ended.result["run_id"]).info.status == "FAILED"
+    assert not workplace.client.search_registered_models()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--lr", "-1"], "--lr"),
+        (["--optimizer", "Adm"], "Adam"),
+        (["--data", "none.csv", "--target", "y"], "no such file"),
+        (["--optimizer", "SparseAdam"], "SparseAdam cannot train this model"),
+    ],
+)
+def test_a_wrong_request_exits_2_with_one_line_and_creates_nothing(
+    empty_workplace: Workplace, arguments: list[str], said: str
+) -> None:
+    ended = empty_workplace.run(*arguments)
+    assert ended.code == 2
+    assert said in ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert ended.out == ""
+    left = [path for path in empty_workplace.folder.iterdir() if path.name != "prefect"]
+    assert left == []
+
+
+def test_two_first_runs_at_the_same_time_on_an_empty_folder(empty_workplace: Workplace) -> None:
+    processes = [empty_workplace.start("--json", "--seed", str(seed)) for seed in (0, 1)]
+    ended = []
+    for process in processes:
+        out, err = process.communicate(timeout=240)
+        ended.append(Ended(process.returncode, out, err))
+    assert [one.code for one in ended] == [0, 0], [one.err for one in ended]
+    versions = {one.result["model"]["version"] for one in ended}
+    assert versions == {"1", "2"}
+
+
+def test_a_server_that_is_there_is_used_and_left_alone(workplace: Workplace) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    log = (workplace.folder / "server.log").open("w")
+    server = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"],
+        env=workplace.environment | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_UI_ENABLED": "0"},
+        stdout=log,
+        stderr=log,
+    )
+    try:
+        _wait_until_it_listens(port, server)
+        ended = workplace.run("--json", PREFECT_API_URL=f"http://127.0.0.1:{port}/api")
+        assert ended.code == 0, ended.err
+        assert server.poll() is None
+        tags = workplace.client.get_run(ended.result["run_id"]).data.tags
+        assert tags["flow_run_url"].startswith(f"http://127.0.0.1:{port}/")
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+        log.close()
+
+
+def _wait_until_it_listens(port: int, server: "subprocess.Popen[bytes]") -> None:
+    while server.poll() is None:
+        connections = psutil.Process(server.pid).net_connections()
+        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections):
+            return
+    raise AssertionError(f"the server ended with {server.returncode}")
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "status"),
+    [
+        (signal.SIGINT, 130, "KILLED"),
+        (signal.SIGTERM, 143, "KILLED"),
+        # Nothing can be written after SIGKILL: the status stays until the next start closes it.
+        (signal.SIGKILL, -signal.SIGKILL, "RUNNING"),
+    ],
+)
+def test_no_process_is_left_after_a_signal(workplace: Workplace, sent: signal.Signals, code: int, status: str) -> None:
+    process = workplace.start("--epochs", "1000000000")
+    assert process.stderr is not None
+    next(line for line in process.stderr if line.startswith("training: epoch"))
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children, "a Prefect server of its own"
+    process.send_signal(sent)
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    _, alive = psutil.wait_procs(children, timeout=SECONDS_TO_BE_GONE)
+    assert alive == []
+    (run,) = workplace.client.search_runs([workplace.client.get_experiment_by_name("train").experiment_id])
+    assert run.info.status == status
+
+
+FAULTY = """
+import torch
+
+class Faulty(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(1, 1)
+
+    def forward(self, x):
+        if len(x) == 3 and self.training:
+            raise RuntimeError("the third row is one too many")
+        return super().forward(x)
+"""
+
+
+def test_no_process_is_left_after_an_exception(workplace: Workplace) -> None:
+    """The fault is told in one line, and the run is FAILED."""
+    (workplace.folder / "nets.py").write_text(FAULTY)
+    process = workplace.start("--model", "nets:Faulty", "--json")
+    children: set[psutil.Process] = set()
+    while process.poll() is None:
+        children |= set(psutil.Process(process.pid).children(recursive=True))
+    out, err = process.communicate()
+    ended = Ended(process.returncode, out, err)
+    assert ended.code == 1
+    assert "the third row is one too many" in ended.err
+    assert "Traceback" not in ended.err
+    assert workplace.client.get_run(ended.result["run_id"]).info.status == "FAILED"
+    assert children, "a Prefect server of its own"
+    _, alive = psutil.wait_procs(list(children), timeout=SECONDS_TO_BE_GONE)
+    assert alive == []
+
+
+SPY = """
+import socket, sys
+
+def note(event, arguments):
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        with open({log!r}, "a") as log:
+            log.write(str(arguments[1][0]) + "\\n")
+    if event == "socket.getaddrinfo":
+        with open({log!r}, "a") as log:
+            log.write(str(arguments[0]) + "\\n")
+
+sys.addaudithook(note)
+"""
+
+
+def test_no_connection_leaves_the_machine(workplace: Workplace) -> None:
+    """Neither of the flow's process nor of those that it starts."""
+    spy, log = workplace.folder / "spy", workplace.folder / "addresses.txt"
+    spy.mkdir()
+    (spy / "sitecustomize.py").write_text(SPY.format(log=str(log)))
+    ended = workplace.run("--json", PYTHONPATH=str(spy))
+    assert ended.code == 0, ended.err
+    addresses = set(log.read_text().split())
+    assert addresses, "the flow talks to its own server"
+    assert addresses <= {"127.0.0.1", "localhost", "::1", "None"}
