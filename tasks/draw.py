@@ -19,25 +19,23 @@ def draw(arrays: dict[str, np.ndarray], picture: Path) -> None:
     first. Without rows there is only the loss.
 
     Args:
-        arrays: `loss` (rows,), the names `features` and `targets`, and where the fit completed, for each KIND
-            of "training" and "held_out": `KIND_x`, `KIND_y` and `KIND_prediction`, (rows, columns) each.
+        arrays: `loss` (rows,), its `loss_label`, the names `features` and `targets`, and where the fit completed, for
+            each KIND of "training" and "held_out": `KIND_x`, `KIND_y` and `KIND_prediction`, (rows, columns) each.
         picture: the PNG file.
     """
     completed = "training_x" in arrays
-    figure = Figure(figsize=(10, 4))
-    # Fixed margins: the automatic layout takes longer than all the rest.
-    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.13, top=0.92, wspace=0.2)
+    figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2 if completed else 1, squeeze=False)[0]
-    _draw_loss(axes[0], arrays["loss"])
+    _draw_loss(axes[0], arrays["loss"], str(arrays["loss_label"]))
     if completed:
         _draw_rows(axes[1], arrays)
     figure.savefig(picture, dpi=110)
 
 
-def _draw_loss(axes: Axes, loss: np.ndarray) -> None:
+def _draw_loss(axes: Axes, loss: np.ndarray, label: str) -> None:
     finite = np.where(np.isfinite(loss), loss, np.nan)
     axes.plot(finite, color="tab:blue")
-    axes.set(xlabel="epoch", ylabel="training loss", title="Loss")
+    axes.set(xlabel="epoch", ylabel=label, title="Loss")
     if np.nanmin(finite) > 0:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)

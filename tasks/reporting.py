@@ -93,7 +93,13 @@ def drawing(built: BuiltModel, data: Dataset, fitted: FitResult, record: RunReco
 
 
 def _drawn(built: BuiltModel, data: Dataset, fitted: FitResult) -> dict[str, Any]:
-    arrays = {"loss": fitted.history.loss, "features": np.array(data.features), "targets": np.array(data.targets)}
+    scaled = ", target standardised" if built.network is not built.core else ""
+    arrays = {
+        "loss": fitted.history.loss,
+        "loss_label": np.array(f"training loss{scaled}"),
+        "features": np.array(data.features),
+        "targets": np.array(data.targets),
+    }
     if fitted.outcome is Outcome.COMPLETED:
         for kind, x, y in (("training", data.x, data.y), ("held_out", data.x_test, data.y_test)):
             chosen = torch.linspace(0, max(len(x) - 1, 0), min(len(x), MOST_POINTS_DRAWN)).long()

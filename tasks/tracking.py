@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -26,7 +27,7 @@ from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH,
 from fourfold.datasets import Dataset
 from tasks import services
 
-MOST_CURVE_POINTS = 1000
+MOST_CURVE_POINTS = 500
 
 
 class RunRecord:
@@ -60,7 +61,7 @@ class RunRecord:
         self.client.log_batch(self.run_id, [Metric(metric_key(k), float(v), now, 0) for k, v in values.items()])
 
     def curves(self, columns: Mapping[str, np.ndarray]) -> None:
-        """Log curves, (rows,) each, one point an epoch; of long ones 1,000 points evenly spread, ends included."""
+        """Log curves, (rows,) each, one point an epoch; of long ones 500 evenly spread, ends included."""
         now = _milliseconds()
         metrics = []
         for name, values in columns.items():
@@ -129,16 +130,18 @@ def metric_key(name: str) -> str:
 
 
 def _open_run(experiment: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, Any]) -> RunRecord:
-    database = services.sqlite_file(services.tracking_uri())
+    uri = services.tracking_uri()
+    mlflow.set_tracking_uri(uri)  # for log_model, which takes no client
+    database = services.sqlite_file(uri)
     if database is None:
-        client = MlflowClient(services.tracking_uri())
+        client = MlflowClient(uri)
         experiment_id = _experiment(client, experiment, None)
     else:
         # MLflow creates its tables on first use; two processes that do so at once would fail.
         folder = database.parent / "mlruns"
         folder.mkdir(exist_ok=True)
         with FileLock(folder / ".create-tables.lock"):
-            client = MlflowClient(services.tracking_uri())
+            client = MlflowClient(uri)
             experiment_id = _experiment(client, experiment, folder / experiment)
     git = _git_state()
     everywhere = {

@@ -1,0 +1,50 @@
+"""What README says is what the code does."""
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+
+from fourfold.configuration import TrainConfig
+from fourfold.onnx_file import export
+from models.linear import LinearRegression
+
+README = (ROOT / "README.md").read_text()
+
+
+def option_table() -> str:
+    """Each option of the configuration, in order, as a row of Markdown."""
+    rows = ["| option | what it decides |", "|---|---|"]
+    spellings = {"registered_name": "register"}
+    for name, field in TrainConfig.model_fields.items():
+        option = spellings.get(name, name).replace("_", "-")
+        default = field.default
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default)) or None
+        shown = "" if default is None or default is False else f" (default: {default})"
+        rows.append(f"| `--{option}` | {field.description}{shown} |")
+    return "\n".join(rows)
+
+
+def test_the_option_table_is_the_configuration() -> None:
+    (table,) = re.findall(r"<!-- options:.*?-->\n(.*?)\n<!-- end of options -->", README, flags=re.DOTALL)
+    assert table == option_table(), f"README.md should hold:\n{option_table()}"
+
+
+def test_readme_stays_short() -> None:
+    assert len(README.splitlines()) < 250
+
+
+def test_the_lines_for_onnxruntime_work_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (snippet,) = re.findall(r"## Predict with onnxruntime alone\n.*?\n\n((?:    [^\n]*\n)+)", README, flags=re.DOTALL)
+    export(LinearRegression(), torch.zeros(2, 1), tmp_path / "model.onnx", {"data": "line"})
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    *statements, predict, about = textwrap.dedent(snippet).strip().splitlines()
+    exec("\n".join(statements), names)
+    assert eval(predict, names)[0].shape == (1, 1)
+    assert eval(about, names) == {"data": "line"}
