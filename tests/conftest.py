@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+import fourfold  # noqa: F401 - before any test loads onnxruntime: it turns its telemetry off
+
 ROOT = Path(__file__).parents[1]
 SECONDS_TO_FINISH = 120
 
