@@ -312,8 +312,10 @@ sys.addaudithook(note)
 
 
 def test_no_connection_leaves_the_machine(workplace: Workplace) -> None:
-    """Neither of the flow's process nor of those that it starts; and onnxruntime, whose native code this spy cannot
-    see, has not made the device id that its telemetry begins with."""
+    """Neither of the flow's process nor of those that it starts.
+
+    The spy cannot see onnxruntime's native code; its telemetry would begin with a device id on the disk.
+    """
     spy, log = workplace.folder / "spy", workplace.folder / "addresses.txt"
     spy.mkdir()
     (spy / "sitecustomize.py").write_text(SPY.format(log=str(log)))
