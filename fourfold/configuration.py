@@ -22,7 +22,7 @@ def _split_commas(value: Any) -> Any:
     parts = [value] if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)):
         return value
-    return [piece for part in parts for piece in (part.split(",") if isinstance(part, str) else [part]) if piece]
+    return [piece for part in parts for piece in (part.split(",") if isinstance(part, str) else [part]) if piece != ""]
 
 
 def _rows(value: Any) -> Any:

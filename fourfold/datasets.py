@@ -177,10 +177,12 @@ def _read_arrow(path: Path) -> pa.Table:
         raise RequestError(f"--data {path} is empty; at least two rows are needed")
     try:
         if path.suffix.lower() == ".csv":
-            return pa.csv.read_csv(path)
+            table = pa.csv.read_csv(path)
+            _ = table.column_names  # decoded only when asked for
+            return table
         if path.suffix.lower() in (".parquet", ".pq"):
             return pa.parquet.ParquetFile(path).read()
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         raise RequestError(f"--data {path} cannot be read: {str(error).splitlines()[0]}") from error
     raise RequestError(f"--data {path}: unknown ending {path.suffix!r}; .csv and .parquet are read")
 
@@ -199,7 +201,7 @@ def _numbers(table: pa.Table, name: str, path: Path) -> np.ndarray:
     column = table.column(name)
     kind = column.type
     if _is_numeric(kind):
-        values: np.ndarray = column.cast(pa.float64()).to_numpy()  # a missing value becomes NaN
+        values: np.ndarray = column.cast(pa.float64(), safe=False).to_numpy()  # a missing value becomes NaN
         faulty, fault = ~np.isfinite(values), "missing or not finite"
         if not faulty.any():
             return values
@@ -208,6 +210,8 @@ def _numbers(table: pa.Table, name: str, path: Path) -> np.ndarray:
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
         matches = pc.fill_null(pc.match_substring_regex(column, _NUMBER), False)
         faulty, fault = ~matches.to_numpy().astype(bool), "text or missing"
+        if not faulty.any():
+            raise RequestError(f"column {name!r} of {path} holds numbers stored as text; store them as numbers")
     else:
         raise RequestError(f"column {name!r} of {path} holds {kind}, not numbers; leave it out by --features")
     first = int(np.argmax(faulty))

@@ -22,6 +22,8 @@ MOST_PARAMETER_CURVES = 16
 # How far above its start a loss may rise and still come back: momentum 0.999 can overshoot a quadratic by
 # 1 / (1 - 0.999) in each parameter, which is this in the loss.
 MOST_OVERSHOOT = 1e6
+# How far above that scale a fit may end: mini-batches on data without a pattern wobble about it.
+MOST_WORSENING = 10
 SECONDS_BETWEEN_REPORTS = 0.1
 
 
@@ -164,7 +166,7 @@ def fit(
         recorder.state(epoch, evaluations, optimizer.param_groups[0]["lr"])
         loss = evaluate_loss(network, x, y, config.loss, config.batch_size)
         recorder.loss(epoch, loss)
-        if not loss <= scale:
+        if not loss <= MOST_WORSENING * scale:
             reason = f"the fit ended with loss {loss:.3g}, worse than the constant mean or its own start ({scale:.3g})"
     on_progress(epoch, loss)
     return FitResult(
@@ -197,6 +199,13 @@ def try_out(network: nn.Module, x: Tensor, y: Tensor, config: FitConfig) -> None
         RequestError: with the reason that torch gives.
     """
     try:
+        if config.scheduler:
+            # OneCycleLR refuses to go on after its last step, which the one epoch below would not show.
+            steps = getattr(config.scheduler.build(config.optimizer.build(network)), "total_steps", config.epochs)
+            if steps < config.epochs:
+                raise RequestError(
+                    f"{config.scheduler.name} ends after {steps} steps; there are {config.epochs} epochs"
+                )
         fit(copy.deepcopy(network), x[:2], y[:2], replace(config, epochs=1, batch_size=None))
     except RequestError:
         raise

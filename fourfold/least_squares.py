@@ -41,6 +41,7 @@ def least_squares(x: np.ndarray, y: np.ndarray) -> LeastSquares:
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
     centred = x - x_mean
+    centred[:, np.ptp(x, axis=0) == 0] = 0.0  # a mean is rounded, and would leave a column of rounding
     scale = np.linalg.norm(centred, axis=0)
     scale[scale == 0] = 1.0
     solution, *_ = np.linalg.lstsq(centred / scale, y - y_mean, rcond=None)

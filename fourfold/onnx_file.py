@@ -89,11 +89,14 @@ def predict(path: Path, x: np.ndarray) -> np.ndarray:
 
 
 def _forget_machine(model: onnx.ModelProto) -> None:
-    graph = model.graph
-    del graph.metadata_props[:]
-    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        del part.metadata_props[:]
-        part.doc_string = ""
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            del part.metadata_props[:]
+            part.doc_string = ""
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            graphs += [attribute.g] if attribute.HasField("g") else attribute.graphs
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -4,7 +4,7 @@ import ast
 import difflib
 import inspect
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -126,10 +126,14 @@ def _find_name(option: str, name: str, known: Mapping[str, Any]) -> str:
     raise RequestError(f"{option} {name} is unknown; {advice}{'' if near else ', '.join(sorted(known))}")
 
 
+# torch imports these for type checkers only; a sequence, since an iterable would be checked when it is used up.
+_ANNOTATIONS = {"Callable": Callable, "Iterable": Sequence, "Sequence": Sequence}
+
+
 def _parse_options(flag: str, constructor: type, texts: Iterable[str], reserved: set[str]) -> dict[str, Any]:
     signature = inspect.signature(constructor)
     try:
-        hints = typing.get_type_hints(constructor.__init__)  # type: ignore[misc]
+        hints = typing.get_type_hints(constructor.__init__, localns=_ANNOTATIONS)  # type: ignore[misc]
     except NameError:  # those that take functions name types that exist for type checkers only
         hints = {}
     names = [name for name in signature.parameters if name not in reserved]

@@ -1,5 +1,6 @@
 """The gate: onnxruntime, from the file on disk, must predict what the torch network predicts."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -89,7 +90,10 @@ def verify(network: nn.Module, exported: ExportedModel, rows: Mapping[str, Tenso
     content = exported.path.read_bytes()
     network = network.cpu().eval()
     cases: list[Case] = []
-    reason = _weights_differ(onnx.load_from_string(content), network)
+    try:
+        reason = _weights_differ(onnx.load_from_string(content), network)
+    except Exception as error:  # protobuf raises its own, and onnx others
+        reason = f"the file cannot be read as ONNX: {str(error).splitlines()[0]}"
     if not reason:
         try:
             session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -101,7 +105,11 @@ def verify(network: nn.Module, exported: ExportedModel, rows: Mapping[str, Tenso
             cases = [_compare(session, network, name, x, scale) for name, x in _cases(rows)]
             reason = next((f"{case.name}: {case.reason}" for case in cases if case.reason), "")
     return ParityReport(
-        "failed" if reason else "passed", reason, exported.sha256, str(onnxruntime.__version__), tuple(cases)
+        "failed" if reason else "passed",
+        reason,
+        hashlib.sha256(content).hexdigest(),
+        str(onnxruntime.__version__),
+        tuple(cases),
     )
 
 
