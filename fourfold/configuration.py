@@ -153,7 +153,7 @@ class TrainConfig(BaseModel):
         Field(description="point to predict, as 4, or 1.5,2 for two features; repeat it (default: 4, for one feature)"),
     ] = ()
     registered_name: Annotated[
-        Annotated[str, _like(r"[^/:\s][^/:]*", "a name without / and :")] | None,
+        Annotated[str, _like(r"[^/:.%\"'\s][^/:.%\"'\n]*", "a name without the characters / : . % and quotes")] | None,
         Parameter(name="--register", group=RESULT.group),
         Field(description="name of the registered model (default: DATA-MODEL)"),
     ] = None
@@ -192,7 +192,7 @@ class TrainConfig(BaseModel):
     @property
     def data_name(self) -> str:
         """The data's short name: a file's without folder and ending."""
-        return re.sub(r"[/:\\\s]+", "-", PurePath(self.data).stem) if self.is_file else self.data
+        return re.sub(r"[/:.%\"'\\\s]+", "-", PurePath(self.data).stem) if self.is_file else self.data
 
     @property
     def title(self) -> str:

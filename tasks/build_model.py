@@ -135,7 +135,7 @@ def _users_own(address: str, sizes: dict[str, int]) -> nn.Module:
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes)
         names = {parameter.name for parameter in takes}
         network = made(**{name: size for name, size in sizes.items() if takes_any or name in names})
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything, and a script may end
         raise RequestError(
             f"--model {address} cannot be made: {type(error).__name__}: {_first_line(error)}; give module:Class of a "
             "torch.nn.Module that can be imported from here"

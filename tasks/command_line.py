@@ -122,12 +122,15 @@ def run(request: Request[Config], flow: str, work: Callable[[Config], Result]) -
     except (KeyboardInterrupt, SystemExit) as error:  # Ctrl-C, and the handler above
         result = getattr(error, "result", None)
         reason, code = "interrupted", getattr(error, "code", 128 + signal.SIGINT)
-    if result is not None:
-        _print_table(result.rows(), sys.stderr if request.json else sys.stdout)
-    if reason:
-        print(f"{flow}: {reason}", file=sys.stderr)
-    if request.json:
-        print(json.dumps(result.as_json() if result else {"flow": flow, "status": "failed", "reason": reason}))
+        if not isinstance(code, int) or not code:  # asked for by code of the user's own
+            reason, code = f"something in the run asked to exit: {code}", 1
+    with contextlib.suppress(BrokenPipeError):  # a reader that left early is no fault of the run
+        if result is not None:
+            _print_table(result.rows(), sys.stderr if request.json else sys.stdout)
+        if reason:
+            print(f"{flow}: {reason}", file=sys.stderr)
+        if request.json:
+            print(json.dumps(result.as_json() if result else {"flow": flow, "status": "failed", "reason": reason}))
     _exit_code.append(code)
     sys.exit(code)
 
@@ -138,7 +141,7 @@ _exit_code: list[int] = []
 def _leave() -> None:
     if _exit_code:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # a reader that left early is no fault of the run
+            with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(_exit_code[0])
 
@@ -148,8 +151,11 @@ def _print_table(rows: Mapping[str, str], file: IO[str]) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, Text(value))
-    Console(file=file).print(table)
+        table.add_row(Text(name), Text(value))
+    console = Console(file=file)
+    with console.capture() as text:
+        console.print(table)
+    file.write(text.get())
 
 
 def _one_line(error: BaseException) -> str:

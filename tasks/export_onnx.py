@@ -33,7 +33,7 @@ def _description(config: TrainConfig, data: Dataset) -> dict[str, str]:
         "targets": json.dumps(data.targets),
         "model": config.model,
         "optimizer": config.optimizer,
-        "lr": f"{config.lr:g}",
+        "lr": repr(config.lr),
         "epochs": str(config.epochs),
         "seed": str(config.seed),
         **{f"version.{name}": number for name, number in versions.items()},

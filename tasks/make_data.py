@@ -13,10 +13,19 @@ from tasks.steps import step
 BUILT_IN = {"line": line, "sine": sine}
 
 
-# The request is checked before its flow run exists; the step then takes the very rows that were checked.
-@lru_cache(maxsize=1)
 def load(config: TrainConfig) -> Dataset:
-    """Read and split the rows that a configuration names; raises RequestError where they cannot be used."""
+    """Read and split the rows that a configuration names; raises RequestError where they cannot be used.
+
+    The request is checked before its flow run exists, and the step then takes the very rows that were checked,
+    unless the file has changed since: a served flow lives for weeks.
+    """
+    path = Path(config.data)
+    state = path.stat() if config.is_file and path.is_file() else None
+    return _load(config, (state.st_mtime_ns, state.st_size, state.st_ino) if state else None)
+
+
+@lru_cache(maxsize=1)
+def _load(config: TrainConfig, _file_state: tuple[int, int, int] | None) -> Dataset:
     if not config.is_file:
         if config.target or config.features:
             raise RequestError(f"--target and --features belong to a file; {config.data} has one column of each")

@@ -15,6 +15,9 @@ from tasks import services
 from tasks.evaluate import Evaluation
 from tasks.register import Registered
 from tasks.reporting import publish
+from tasks.tracking import json_ready
+
+MOST_PARAMETERS_SHOWN = 16
 
 
 @dataclass
@@ -61,7 +64,7 @@ class TrainResult:
     def as_json(self) -> dict[str, Any]:
         """The machine-readable result; null where the run did not come so far."""
         fit, evaluation, registered = self.fit, self.evaluation, self.registered
-        return {
+        result = {
             "flow": "train",
             "status": self.status,
             "reason": self.reason or None,
@@ -71,12 +74,12 @@ class TrainResult:
             "epochs": fit and fit.epochs,
             "gradient_evaluations": fit and fit.gradient_evaluations,
             "seconds": round(self.seconds, 3),
-            "loss": _finite(evaluation.loss if evaluation else fit.loss if fit else None),
-            "parameters": {name: _finite(value) for name, value in self.parameters.items()},
+            "loss": evaluation.loss if evaluation else fit.loss if fit else None,
+            "parameters": self.parameters,
             "predictions": [{"x": x, "y": y} for x, y in evaluation.predictions] if evaluation else [],
             "held_out": asdict(evaluation.accuracy) if evaluation and evaluation.judged_on == "held-out" else None,
             "least_squares": asdict(evaluation.least_squares) if evaluation and evaluation.least_squares else None,
-            "parity": self.parity and {k: _finite(v) for k, v in self.parity.summary().items()},
+            "parity": self.parity and self.parity.summary(),
             "model": registered
             and {
                 "name": registered.name,
@@ -87,6 +90,8 @@ class TrainResult:
                 "sha256": registered.sha256,
             },
         }
+        ready: dict[str, Any] = json_ready(result)
+        return ready
 
     def rows(self) -> dict[str, str]:
         """The same for a person."""
@@ -127,11 +132,3 @@ class TrainResult:
         if self.run_id:
             rows["runs"] = services.ui_command()
         return rows
-
-
-MOST_PARAMETERS_SHOWN = 16
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
-    return None if isinstance(value, float) and value - value != 0 else value

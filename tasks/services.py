@@ -1,7 +1,9 @@
 """Which Prefect API and which MLflow store a flow talks to. Light to import: it runs before the heavy libraries."""
 
 import contextlib
+import http.client
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -123,7 +125,9 @@ class PrefectServer:
             return "no reason given"
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it gave no reason"
+        # After the reason uvicorn ends with a SystemExit that says nothing.
+        reasons = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+        return (reasons or lines or ["it gave no reason"])[-1]
 
 
 def prepare_environment() -> None:
@@ -151,10 +155,19 @@ def check_tracking() -> None:
         RequestError: the address does not answer, its folder cannot be written, or it is of another kind.
     """
     uri = tracking_uri()
-    database = sqlite_file(uri)
-    scheme = urlsplit(uri).scheme
+    advice = "give sqlite:///FILE or http://HOST"
+    try:
+        database, scheme = sqlite_file(uri), urlsplit(uri).scheme
+    except ValueError as error:
+        raise RequestError(f"MLFLOW_TRACKING_URI={uri} is not an address ({error}); {advice}") from error
+    if scheme == "sqlite" and uri.partition("://")[2] in ("", "/", "/:memory:"):
+        raise RequestError(f"MLFLOW_TRACKING_URI={uri} would be gone with the run; {advice}")
     if database is not None:
-        for folder in {database.parent, _nearest_folder(database.parent / "mlruns")}:
+        runs = database.parent / "mlruns"
+        for path, wrong in ((database, database.is_dir()), (runs, runs.exists() and not runs.is_dir())):
+            if wrong:
+                raise RequestError(f"MLFLOW_TRACKING_URI={uri}: {path} is in the way; choose another folder")
+        for folder in {database.parent, _nearest_folder(runs)}:
             try:
                 tempfile.TemporaryFile(dir=folder).close()
             except OSError as error:
@@ -166,9 +179,7 @@ def check_tracking() -> None:
         if not _answers(f"{uri.rstrip('/')}/health", seconds=SECONDS_TO_ANSWER):
             raise RequestError(f"MLFLOW_TRACKING_URI={uri} does not answer; start that server, or unset it")
     elif scheme not in ("postgresql", "mysql", "mssql") and not scheme.startswith(("postgresql+", "mysql+")):
-        raise RequestError(
-            f"MLFLOW_TRACKING_URI={uri} is not an address that MLflow keeps runs at; give sqlite:///FILE or http://HOST"
-        )
+        raise RequestError(f"MLFLOW_TRACKING_URI={uri} is not an address that MLflow keeps runs at; {advice}")
 
 
 def ui_command() -> str:
@@ -199,7 +210,7 @@ def _answers(url: str, seconds: float) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=seconds) as answer:
             return bool(answer.status == 200)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 

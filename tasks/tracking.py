@@ -1,7 +1,9 @@
 """One MLflow run, written through the client under its own id, and always with its true status."""
 
 import getpass
+import hashlib
 import json
+import math
 import os
 import socket
 import subprocess
@@ -28,6 +30,7 @@ from fourfold.datasets import Dataset
 from tasks import services
 
 MOST_CURVE_POINTS = 500
+LONGEST_METRIC_KEY = 200
 
 
 class RunRecord:
@@ -47,6 +50,12 @@ class RunRecord:
     def url(self) -> str:
         """Where `mlflow ui`, or the server that keeps the runs, shows this one."""
         return f"{services.ui_address()}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    def parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Log the configuration, each value as a person types it."""
+        self.client.log_batch(
+            self.run_id, params=[Param(key, _spell(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in parameters.items()]
+        )
 
     def tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags; None is left out."""
@@ -77,7 +86,7 @@ class RunRecord:
 
     def document(self, content: Mapping[str, Any], path: Path) -> None:
         """Keep plain values as a JSON file of that name."""
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        path.write_text(json.dumps(json_ready(content), indent=2) + "\n")
         self.file(path)
 
     def file(self, path: Path) -> None:
@@ -111,8 +120,9 @@ def recorded_run(
     FINISHED where the block ran to its end, FAILED where it raised an exception, KILLED where it was
     interrupted (Ctrl-C, SIGTERM); the exception goes on its way.
     """
-    record = _open_run(experiment, name, parameters, tags)
+    record = _open_run(experiment, name, tags)
     try:
+        record.parameters(parameters)
         yield record
     except Exception as error:
         record.finish("FAILED", type(error).__name__.removesuffix("Error").lower(), str(error))
@@ -123,13 +133,25 @@ def recorded_run(
     record.finish("FINISHED", "completed")
 
 
+def json_ready(value: Any) -> Any:
+    """The same plain value with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def metric_key(name: str) -> str:
-    """A name that MLflow takes as a metric's: what it does not admit becomes an underscore."""
+    """A name that MLflow takes as a metric's; one that it would not take is changed, and told apart by a hash."""
     admitted = "".join(c if (c.isascii() and c.isalnum()) or c in "_-. /" else "_" for c in name)
-    return admitted.strip("/. ")[:250] or "_"
+    key = "/".join(part for part in map(str.strip, admitted.split("/")) if part.strip("."))
+    if key and key == name and len(name) <= LONGEST_METRIC_KEY:
+        return name
+    return f"{key[:LONGEST_METRIC_KEY].rstrip('/. ') or '_'}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-def _open_run(experiment: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, Any]) -> RunRecord:
+def _open_run(experiment: str, name: str, tags: Mapping[str, Any]) -> RunRecord:
     uri = services.tracking_uri()
     mlflow.set_tracking_uri(uri)  # for log_model, which takes no client
     database = services.sqlite_file(uri)
@@ -162,11 +184,7 @@ def _open_run(experiment: str, name: str, parameters: Mapping[str, Any], tags: M
         run_name=name,
     )
     origin = {key: str(tags[key]) for key in ("flow_run_id",) if tags.get(key)} | git
-    record = RunRecord(client, run.info.run_id, experiment_id, origin)
-    client.log_batch(
-        record.run_id, params=[Param(key, _spell(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in parameters.items()]
-    )
-    return record
+    return RunRecord(client, run.info.run_id, experiment_id, origin)
 
 
 def _experiment(client: MlflowClient, name: str, folder: Path | None) -> str:
@@ -199,8 +217,9 @@ def _git_state() -> dict[str, str]:
 def _spell(value: Any) -> str:
     """A parameter as a person types it."""
     if isinstance(value, (tuple, list)):
-        return ",".join(map(_spell, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        rows = any(isinstance(item, (tuple, list)) for item in value)
+        return (";" if rows else ",").join(map(_spell, value))
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _milliseconds() -> int:
