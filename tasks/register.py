@@ -1,5 +1,7 @@
 """Step 7: the verified file as a version of a registered model, and who is champion."""
 
+import json
+import math
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -71,7 +73,7 @@ def register(
     stored = Path(mlflow.artifacts.download_artifacts(uri)) / FILE_NAME
     if file_sha256(stored) != exported.sha256:
         raise RegistrationError(f"{uri} holds other bytes than the file that was verified; no alias was moved")
-    alias, decision, numbers = _decide(record, name, data, evaluation)
+    alias, decision, numbers = _decide(record, name, version, data, evaluation)
     tags = {"decision": decision, "sha256": exported.sha256, "parity": "passed", "run": record.url, **numbers}
     for key, value in tags.items():
         client.set_model_version_tag(name, version, key, value)
@@ -119,13 +121,22 @@ def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedMode
     )
 
 
-def _decide(record: RunRecord, name: str, data: Dataset, evaluation: Evaluation) -> tuple[str, str, dict[str, str]]:
+def _decide(
+    record: RunRecord, name: str, version: str, data: Dataset, evaluation: Evaluation
+) -> tuple[str, str, dict[str, str]]:
+    """Give the alias, the reason, and the numbers behind it."""
     rmse, judged_on = evaluation.accuracy.rmse, evaluation.judged_on
-    numbers = {"rmse": f"{rmse:.9g}", "judged_on": judged_on, "data_sha256": data.sha256}
-    try:
-        champion = record.client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
+    columns = {"features": json.dumps(data.features), "targets": json.dumps(data.targets)}
+    numbers = {"rmse": f"{rmse:.9g}", "judged_on": judged_on, "data_sha256": data.sha256, **columns}
+    # Asked for by the name's aliases first: of a missing alias MLflow speaks as of any other wrong request.
+    if CHAMPION not in record.client.get_registered_model(name).aliases:
         return CHAMPION, "the first version", numbers
+    champion = record.client.get_model_version_by_alias(name, CHAMPION)
+    if str(champion.version) == version:  # an earlier try of this step came so far
+        return CHAMPION, champion.tags["decision"], numbers
+    other = [key for key, value in columns.items() if champion.tags.get(key) != value]
+    if other:
+        return CHALLENGER, f"version {champion.version} cannot predict these rows: its {other[0]} are others", numbers
     _, x, y = data.evaluation_rows
     try:
         stored = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{champion.version}")) / FILE_NAME
@@ -134,7 +145,7 @@ def _decide(record: RunRecord, name: str, data: Dataset, evaluation: Evaluation)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return CHALLENGER, f"version {champion.version} cannot predict these rows: {reason}", numbers
     numbers |= {"champion_rmse": f"{champions:.9g}", "champion_version": str(champion.version)}
-    better = rmse < champions
+    better = math.isfinite(rmse) and not champions <= rmse  # also where the champion's is no number
     return (
         CHAMPION if better else CHALLENGER,
         f"RMSE {rmse:.6g} on the {judged_on} rows is {'' if better else 'not '}below the {champions:.6g} of version "

@@ -63,7 +63,8 @@ class PrefectServer:
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         api_url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server; it has no name to be left behind
-        with listener:
+        with contextlib.ExitStack() as on_failure, listener:
+            on_failure.callback(log.close)
             # A session of its own: Ctrl-C in the terminal must not end it before the flow has told it how it ended.
             process = subprocess.Popen(
                 [sys.executable, "-m", "tasks.prefect_server", str(listener.fileno())],
@@ -79,6 +80,7 @@ class PrefectServer:
                     "PREFECT_UI_ENABLED": "0",
                 },
             )
+            on_failure.pop_all()
         os.environ["PREFECT_API_URL"] = api_url
         # It is of this very installation: there is no version to ask for.
         os.environ.setdefault("PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED", "false")

@@ -1,0 +1,185 @@
+"""What the tests of the tasks share: an MLflow store of their own, small models, the environment put back."""
+
+import atexit
+import gc
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import onnx
+import psutil
+import pytest
+import torch
+from mlflow import MlflowClient
+from onnx import TensorProto, helper, numpy_helper
+
+from fourfold.configuration import TrainConfig
+from fourfold.datasets import Dataset
+from fourfold.onnx_file import ExportedModel, file_sha256
+from tasks import command_line
+from tasks.make_data import _load
+from tasks.tracking import RunRecord, recorded_run
+
+
+@pytest.fixture(autouse=True)
+def _environment(tmp_path: Path) -> Iterator[None]:
+    """Put the environment back, and keep every test away from the stores and servers of whoever runs it."""
+    before = dict(os.environ)
+    for name in [name for name in before if name.startswith("PREFECT_")]:
+        del os.environ[name]
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/mlflow.db"
+    os.environ["PREFECT_HOME"] = str(tmp_path / "prefect-home")
+    os.environ["DO_NOT_TRACK"] = os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # for processes that a test starts
+    _load.cache_clear()
+    yield
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put back what `command_line` sets for a whole process."""
+    hook, thresholds, handler = sys.excepthook, gc.get_threshold(), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(command_line, "_exit_code", [])
+    yield
+    atexit.unregister(command_line._leave)
+    sys.excepthook = hook
+    signal.signal(signal.SIGTERM, handler)
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+    gc.enable()
+
+
+@pytest.fixture
+def own_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget the modules that a test imports, and take their folder off the path."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if not getattr(sys.modules[name], "__file__", None) or "site-packages" not in str(sys.modules[name].__file__):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's tables, made once: it takes seconds."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(empty_database: Path, tmp_path: Path) -> MlflowClient:
+    """A client of an empty store, which `MLFLOW_TRACKING_URI` names: `mlflow.db` in the test's folder."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.fixture
+def record(store: MlflowClient) -> Iterator[RunRecord]:
+    """An open run in that store."""
+    with recorded_run("train", "a run", {}, {}) as opened:
+        yield opened
+
+
+class Notes:
+    """Takes what a step records, in place of a run in MLflow."""
+
+    def __init__(self) -> None:
+        self.origin = {"mlflow_run_id": "f" * 32}
+        self.noted_metrics: dict[str, float] = {}
+        self.noted_tags: dict[str, Any] = {}
+        self.files: list[str] = []
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        self.noted_metrics |= values
+
+    def tags(self, tags: Mapping[str, Any]) -> None:
+        self.noted_tags |= tags
+
+    def file(self, path: Path) -> None:
+        assert path.is_file(), "only what is there can be kept"
+        self.files.append(path.name)
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+@pytest.fixture
+def dataset() -> Callable[..., Dataset]:
+    """Make a dataset from arrays, (rows, columns) each, with no or with given held-out rows."""
+
+    def make(
+        x: Any, y: Any, *, test: tuple[Any, Any] | None = None, features: tuple[str, ...] = (),
+        targets: tuple[str, ...] = (), dtype: torch.dtype = torch.float64, sha256: str = "d" * 64,
+    ) -> Dataset:  # fmt: skip
+        rows = [torch.as_tensor(np.asarray(values), dtype=dtype) for values in (x, y)]
+        held_out = [torch.as_tensor(np.asarray(values), dtype=dtype) for values in test] if test else None
+        x_test, y_test = held_out or (rows[0][:0], rows[1][:0])
+        return Dataset(
+            "made", features or tuple(f"f{i}" for i in range(rows[0].shape[1])),
+            targets or tuple(f"t{i}" for i in range(rows[1].shape[1])), *rows, x_test, y_test, sha256,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def linear_file(tmp_path: Path) -> Callable[..., ExportedModel]:
+    """Write an ONNX file of y = x w^T + b by hand, so that no code of ours decides what it predicts."""
+
+    def write(
+        w: Any, b: Any, *, name: str = "model.onnx", dtype: type = np.float32, metadata: Mapping[str, str] | None = None
+    ) -> ExportedModel:
+        weights, intercepts = np.asarray(w, dtype=dtype), np.asarray(b, dtype=dtype)
+        kind = TensorProto.DOUBLE if dtype is np.float64 else TensorProto.FLOAT
+        graph = helper.make_graph(
+            [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)],
+            "line",
+            [helper.make_tensor_value_info("x", kind, ["batch", weights.shape[1]])],
+            [helper.make_tensor_value_info("y", kind, ["batch", weights.shape[0]])],
+            [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(intercepts, "b")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        helper.set_model_props(model, dict(metadata or {}))
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, path)
+        return ExportedModel(path, file_sha256(path))
+
+    return write
+
+
+@pytest.fixture
+def table_file(tmp_path: Path) -> Callable[..., TrainConfig]:
+    """Write a CSV file, and give the configuration that trains on it."""
+
+    def write(text: str, name: str = "rows.csv", **options: Any) -> TrainConfig:
+        path = tmp_path / name
+        path.write_text(text)
+        return TrainConfig(data=str(path), **options)
+
+    return write
+
+
+@pytest.fixture
+def is_gone() -> Callable[[int], bool]:
+    """Whether a process has ended; one that only waits to be collected by its parent has."""
+
+    def ask(process_id: int) -> bool:
+        try:
+            return bool(psutil.Process(process_id).status() == psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return True
+
+    return ask

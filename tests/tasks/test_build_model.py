@@ -1,0 +1,352 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fourfold.configuration import TrainConfig
+from fourfold.datasets import Dataset
+from fourfold.errors import RequestError
+from fourfold.fitting import MOST_PARAMETER_CURVES, History, fit
+from models.linear import LinearRegression
+from models.mlp import MultilayerPerceptron
+from models.standardize import Standardized
+from tasks.build_model import BuiltModel, build, build_model
+from tasks.make_data import load
+from tasks.train import fit_config
+
+MakeDataset = Callable[..., Dataset]
+
+
+def state(built: BuiltModel) -> dict[str, Tensor]:
+    return dict(built.core.state_dict())
+
+
+@pytest.fixture
+def houses(dataset: MakeDataset) -> Dataset:
+    """Three features and two targets of very different sizes."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(40, 3)) * [30.0, 1.5, 1e4] + [80.0, 3.0, -2e5]
+    y = np.column_stack([x @ [2000.0, 5.0, 0.01] + 7.0, x @ [-1e-3, 0.2, 0.0] - 3.0]) + random.normal(size=(40, 2))
+    return dataset(x, y, features=("area", "rooms", "height"), targets=("price", "rent"))
+
+
+@pytest.fixture
+def classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_modules: None) -> Callable[[str], None]:
+    """Write `nets.py` into the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(body: str) -> None:
+        (tmp_path / "nets.py").write_text(f"import random\nimport torch\nfrom torch import nn\n\n\n{body}\n")
+
+    return write
+
+
+class TestNetworks:
+    def test_the_line_is_what_torch_draws_from_the_seed(self) -> None:
+        config = TrainConfig(seed=5)
+        built = build_model.fn(config, load(config))
+        torch.manual_seed(5)
+        drawn = nn.Linear(1, 1)
+        assert built.is_linear
+        assert built.network is built.core
+        assert isinstance(built.core, LinearRegression)
+        assert torch.equal(built.core.linear.weight, drawn.weight)
+        assert torch.equal(built.core.linear.bias, drawn.bias)
+        assert (built.x.tolist(), built.y.tolist()) == ([[1], [2], [3]], [[2], [4], [6]])
+
+    def test_the_mlp_has_the_layers_asked_for(self, houses: Dataset) -> None:
+        built = build(TrainConfig(model="mlp", hidden=(8, 4), activation="relu", dtype="float64"), houses)
+        assert isinstance(built.core, MultilayerPerceptron)
+        assert not built.is_linear
+        shapes = [tuple(p.shape) for name, p in built.core.named_parameters() if name.endswith("weight")]
+        assert shapes == [(8, 3), (4, 8), (2, 4)]
+        assert sum(isinstance(layer, nn.ReLU) for layer in built.core.modules()) == 2
+
+    @pytest.mark.parametrize("model", ["linear", "mlp"])
+    def test_the_same_seed_gives_the_same_weights_in_both_dtypes(self, model: str) -> None:
+        def drawn(**options: Any) -> dict[str, Tensor]:
+            config = TrainConfig(model=model, **options)
+            return state(build(config, load(config)))
+
+        first, again, wide, other = drawn(), drawn(), drawn(dtype="float64"), drawn(seed=1)
+        for name, values in first.items():
+            assert values.dtype == torch.float32
+            assert torch.equal(values, again[name])
+            assert wide[name].dtype == torch.float64
+            assert torch.equal(values.double(), wide[name])
+            assert not torch.equal(values, other[name])
+
+    def test_with_scaling_the_core_sees_mean_0_and_deviation_1(self, houses: Dataset) -> None:
+        built = build(TrainConfig(standardize=True, dtype="float64"), houses)
+        assert isinstance(built.network, Standardized)
+        assert built.network.core is built.core
+        for values in (built.x, built.y):
+            deviation, mean = torch.std_mean(values, dim=0, correction=0)
+            torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-9)
+            torch.testing.assert_close(deviation, torch.ones_like(deviation))
+
+    def test_scaling_does_not_change_the_first_weights(self, houses: Dataset) -> None:
+        plain, scaled = (build(TrainConfig(standardize=on, dtype="float64"), houses) for on in (False, True))
+        assert all(torch.equal(values, state(scaled)[name]) for name, values in state(plain).items())
+
+
+class TestCoefficients:
+    @pytest.mark.parametrize("standardize", [False, True])
+    def test_they_are_the_networks_own_predictions_at_zero_and_at_unit_rows(
+        self, standardize: bool, houses: Dataset
+    ) -> None:
+        built = build(TrainConfig(standardize=standardize, dtype="float64"), houses)
+        w, b = built.coefficients()
+        with torch.no_grad():
+            at_zero = built.network(torch.zeros(1, 3, dtype=torch.float64)).numpy()[0]
+            at_units = built.network(torch.eye(3, dtype=torch.float64)).numpy()
+        assert (w.dtype, b.dtype) == (np.float64, np.float64)
+        # Predictions of about 1e6 lose digits where the coefficients, a millionth of them, do not.
+        scale = np.abs(at_zero).max() * 1e-12
+        np.testing.assert_allclose(b, at_zero, rtol=1e-12, atol=scale)
+        np.testing.assert_allclose(w.T, at_units - at_zero, rtol=1e-9, atol=scale)
+
+    def test_they_are_float64_also_of_a_float32_network(self) -> None:
+        config = TrainConfig()
+        built = build(config, load(config))
+        w, b = built.coefficients()
+        assert isinstance(built.core, LinearRegression)
+        assert w.tolist() == built.core.linear.weight.double().tolist()
+        assert b.tolist() == built.core.linear.bias.double().tolist()
+
+    @pytest.mark.parametrize(
+        ("features", "targets", "names"),
+        [
+            (("x",), ("y",), ["w", "b"]),
+            (("area", "rooms"), ("price",), ["w/area", "w/rooms", "b"]),
+            (("x",), ("price", "rent"), ["w/price", "w/rent", "b/price", "b/rent"]),
+            (
+                ("area", "rooms"),
+                ("price", "rent"),
+                ["w/price/area", "w/price/rooms", "w/rent/area", "w/rent/rooms", "b/price", "b/rent"],
+            ),
+        ],
+    )
+    def test_they_are_named_after_the_columns(
+        self, features: tuple[str, ...], targets: tuple[str, ...], names: list[str], dataset: MakeDataset
+    ) -> None:
+        random = np.random.default_rng(1)
+        x, y = random.normal(size=(8, len(features))), random.normal(size=(8, len(targets)))
+        config = TrainConfig(dtype="float64", epochs=3, loss="mse")
+        built = build(config, dataset(x, y, features=features, targets=targets))
+        history = fit(built.core, built.x, built.y, fit_config(config)).history
+        assert list(built.parameters(history)) == names
+        w, b = built.coefficients()
+        expected = dict(zip(names, [*w.reshape(-1), *b], strict=True))
+        assert built.parameters(history) == pytest.approx(expected, rel=1e-12)
+
+
+class TestCurves:
+    def test_they_are_in_the_users_units_and_end_at_the_coefficients(self, houses: Dataset) -> None:
+        config = TrainConfig(standardize=True, dtype="float64", epochs=7, loss="mse", lr=0.1)
+        built = build(config, houses)
+        start = built.coefficients()
+        history = fit(built.core, built.x, built.y, fit_config(config)).history
+        curves = built.curves(history)
+        for row, (w, b) in ((0, start), (-1, built.coefficients())):
+            for i, target in enumerate(houses.targets):
+                assert curves[f"b/{target}"][row] == pytest.approx(b[i], rel=1e-9)
+                for j, feature in enumerate(houses.features):
+                    assert curves[f"w/{target}/{feature}"][row] == pytest.approx(w[i, j], rel=1e-9)
+        assert all(values.shape == (8,) for values in curves.values())
+
+    def test_of_another_network_they_are_its_parameters(self) -> None:
+        config = TrainConfig(model="mlp", hidden=(2,))
+        built = build(config, load(config))
+        history = fit(built.core, built.x, built.y, fit_config(config.model_copy(update={"epochs": 2}))).history
+        curves = built.curves(history)
+        assert len(curves) == 7
+        assert curves["layers.0.weight[0,0]"][-1] == built.core.state_dict()["layers.0.weight"][0, 0].item()
+
+    def test_of_too_many_there_are_norms(self, dataset: MakeDataset) -> None:
+        random = np.random.default_rng(2)
+        x = random.normal(size=(30, MOST_PARAMETER_CURVES))
+        config = TrainConfig(dtype="float64", epochs=2, loss="mse")
+        built = build(config, dataset(x, x[:, :1]))
+        history = fit(built.core, built.x, built.y, fit_config(config)).history
+        curves = built.curves(history)
+        assert list(curves) == ["norm/linear.weight", "norm/linear.bias"]
+        assert curves["norm/linear.weight"][-1] == pytest.approx(float(built.core.state_dict()["linear.weight"].norm()))
+
+    def test_parameters_are_their_last_points(self) -> None:
+        config = TrainConfig()
+        built = build(config, load(config))
+        rows = np.zeros(2)
+        history = History(
+            rows, rows, rows, ("linear.weight[0,0]", "linear.bias[0]"), np.array([[1.0, 2.0], [3.0, 4.0]])
+        )
+        assert built.parameters(history) == {"w": 3.0, "b": 4.0}
+
+
+CUBIC = """
+class Cubic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(()))
+        self.offset = nn.Parameter(torch.tensor(random.random()))
+
+    def forward(self, x):
+        return self.a * x**3 + self.offset
+"""
+
+
+class TestUsersOwn:
+    @pytest.fixture
+    def of_line(self) -> Callable[..., BuiltModel]:
+        def make(model: str, **options: Any) -> BuiltModel:
+            config = TrainConfig(model=model, **options)
+            return build(config, load(config))
+
+        return make
+
+    def test_a_class_of_the_working_directory_is_taken(
+        self, classes: Callable[[str], None], of_line: Callable[..., BuiltModel]
+    ) -> None:
+        classes(CUBIC)
+        first, again, wide = of_line("nets:Cubic"), of_line("nets:Cubic"), of_line("nets:Cubic", dtype="float64")
+        assert type(first.core).__name__ == "Cubic"
+        assert state(first) == state(again), "torch's and Python's generators are seeded"
+        assert {name: values.double() for name, values in state(first).items()} == state(wide)
+        assert state(first) != state(of_line("nets:Cubic", seed=1))
+
+    def test_a_module_in_a_package_is_taken(
+        self, tmp_path: Path, classes: Callable[[str], None], of_line: Callable[..., BuiltModel]
+    ) -> None:
+        (tmp_path / "my_nets").mkdir()
+        (tmp_path / "my_nets" / "cubic.py").write_text(f"import random\nimport torch\nfrom torch import nn\n{CUBIC}")
+        assert type(of_line("my_nets.cubic:Cubic").core).__name__ == "Cubic"
+
+    @pytest.mark.parametrize(
+        "signature",
+        ["in_features, out_features", "in_features=9, out_features=9", "*, out_features, in_features", "**sizes"],
+    )
+    def test_a_constructor_gets_the_sizes_that_it_takes(
+        self, signature: str, classes: Callable[[str], None], houses: Dataset
+    ) -> None:
+        sizes = "sizes['in_features'], sizes['out_features']" if "**" in signature else "in_features, out_features"
+        classes(
+            f"class Net(nn.Module):\n    def __init__(self, {signature}):\n        super().__init__()\n"
+            f"        self.layer = nn.Linear({sizes})\n    def forward(self, x):\n        return self.layer(x)\n"
+        )
+        built = build(TrainConfig(model="nets:Net", dtype="float64"), houses)
+        assert tuple(built.core.state_dict()["layer.weight"].shape) == (2, 3)
+
+    def test_a_function_that_makes_a_network_will_do(
+        self, classes: Callable[[str], None], of_line: Callable[..., BuiltModel]
+    ) -> None:
+        classes("def make(in_features):\n    return nn.Sequential(nn.Linear(in_features, 4), nn.Linear(4, 1))")
+        assert len(state(of_line("nets:make"))) == 4
+
+    def test_a_lazy_network_is_made_for_the_rows(
+        self, classes: Callable[[str], None], of_line: Callable[..., BuiltModel]
+    ) -> None:
+        classes("def make():\n    return nn.LazyLinear(1)")
+        assert tuple(state(of_line("nets:make"))["weight"].shape) == (1, 1)
+
+    def test_it_can_be_scaled(self, classes: Callable[[str], None], houses: Dataset) -> None:
+        classes("class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(3, 2)")
+        built = build(TrainConfig(model="nets:Net", standardize=True, dtype="float64"), houses)
+        assert isinstance(built.network, Standardized)
+        assert not built.is_linear
+
+    NET = "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+    LAYER = "        self.layer = nn.Linear(1, 1)\n"
+
+    @pytest.mark.parametrize(
+        ("body", "model", "reason"),
+        [
+            ("", "no_such_nets:Net", "cannot be made: ModuleNotFoundError: No module named 'no_such_nets'"),
+            ("", "nets:Absent", "cannot be made: AttributeError: .*has no attribute 'Absent'"),
+            ("def broken(:", "nets:Net", "cannot be made: SyntaxError"),
+            ("raise OSError('no such\\nweights')", "nets:Net", "cannot be made: OSError: no such; give module:Class"),
+            ("raise SystemExit('usage: nets.py FILE')", "nets:Net", "cannot be made: SystemExit"),
+            ("class Net(nn.Module):\n    def __init__(self, depth):\n        pass", "nets:Net", "TypeError: .*'depth'"),
+            (NET + "        raise KeyError\n", "nets:Net", "cannot be made: KeyError: KeyError; give module:Class"),
+            ("Net = 3", "nets:Net", "cannot be made: TypeError: 3 is not a callable object"),
+            ("class Net:\n    pass", "nets:Net", r"makes a Net; it must be a torch\.nn\.Module"),
+            (NET, "nets:Net", "has no parameter that could be trained"),
+            (
+                f"{NET}{LAYER}        self.layer.requires_grad_(False)\n",
+                "nets:Net",
+                "has no parameter that could be trained",
+            ),
+            (f"{NET}{LAYER}", "nets:Net", "cannot take rows of 1 features"),
+            (
+                f"{NET}{LAYER}    def forward(self, x):\n        raise ValueError('too narrow\\nor not')",
+                "nets:Net",
+                "cannot take rows of 1 features: too narrow$",
+            ),
+            (
+                f"{NET}{LAYER}    def forward(self, x):\n        return self.layer(x)[:, 0]",
+                "nets:Net",
+                r"gives \(2,\) torch\.float32 for two rows; it must give \(2, 1\) torch\.float32",
+            ),
+            (
+                f"{NET}{LAYER}    def forward(self, x):\n        return self.layer(x).sum()",
+                "nets:Net",
+                r"gives \(\) torch\.float32",
+            ),
+            (
+                f"{NET}{LAYER}    def forward(self, x):\n        return self.layer(x).double()",
+                "nets:Net",
+                r"gives \(2, 1\) torch\.float64 for two rows; it must give \(2, 1\) torch\.float32",
+            ),
+            (f"{NET}{LAYER}    def forward(self, x):\n        return (self.layer(x),)", "nets:Net", "gives .*tuple"),
+        ],
+    )
+    def test_what_cannot_be_trained_is_refused(
+        self,
+        body: str,
+        model: str,
+        reason: str,
+        classes: Callable[[str], None],
+        of_line: Callable[..., BuiltModel],
+    ) -> None:
+        classes(body)
+        with pytest.raises(RequestError, match=reason) as refused:
+            of_line(model)
+        assert str(refused.value).startswith(f"--model {model} ")
+        assert "\n" not in str(refused.value)
+
+
+class TestDevice:
+    @pytest.fixture
+    def present(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+        def pretend(*, cuda: bool = False, mps: bool = False) -> None:
+            monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+            monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+        return pretend
+
+    @pytest.mark.parametrize("device", ["cuda", "mps"])
+    def test_one_that_is_not_there_is_refused(self, device: Any, present: Callable[..., None]) -> None:
+        present()
+        config = TrainConfig(device=device)
+        with pytest.raises(RequestError, match=f"--device {device} is not available; this machine has cpu"):
+            build(config, load(config))
+
+    def test_mps_has_no_float64(self, present: Callable[..., None]) -> None:
+        present(mps=True)
+        config = TrainConfig(device="mps", dtype="float64")
+        with pytest.raises(RequestError, match="--device mps has no float64; use --dtype float32 or --device cpu"):
+            build(config, load(config))
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_without_a_gpu_auto_is_the_cpu(self, dtype: Any, present: Callable[..., None]) -> None:
+        present()
+        config = TrainConfig(dtype=dtype)
+        assert build(config, load(config)).x.device.type == "cpu"
+
+    def test_auto_passes_by_a_gpu_without_float64(self, present: Callable[..., None]) -> None:
+        present(mps=True)
+        config = TrainConfig(dtype="float64")
+        assert build(config, load(config)).x.device.type == "cpu"
