@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from workplaces import ROOT
 
 from fourfold.configuration import TrainConfig
 from fourfold.onnx_file import export

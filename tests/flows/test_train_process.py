@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from conftest import Ended, Workplace
+from workplaces import Ended, Workplace, workplace_in
 
 STEPS = ["make data", "build model", "train", "evaluate", "export to ONNX", "verify with onnxruntime", "register"]
 SECONDS_TO_BE_GONE = 10
@@ -25,9 +25,7 @@ SECONDS_TO_BE_GONE = 10
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> tuple[Workplace, Ended]:
     """The default run of the exercise, once for all tests that look at what it left."""
-    from conftest import _workplace
-
-    workplace = _workplace(tmp_path_factory.mktemp("finished"))
+    workplace = workplace_in(tmp_path_factory.mktemp("finished"))
     return workplace, workplace.run("--json", PREFECT_HOME=str(prefect_home))
 
 

@@ -1,0 +1,74 @@
+"""Whole flows as processes, each with its own store and its own Prefect home."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).parents[1]
+SECONDS_TO_FINISH = 120
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The last line on standard output, as --json promises it."""
+        answer: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        return answer
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """An empty folder to run flows in, with an MLflow store and a Prefect home inside."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.environment["MLFLOW_TRACKING_URI"])
+
+    def start(self, *arguments: str, flow: str = "train", **environment: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "flows" / f"{flow}_flow.py"), *arguments],
+            cwd=self.folder,
+            env=self.environment | environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def run(self, *arguments: str, flow: str = "train", **environment: str) -> Ended:
+        with self.start(*arguments, flow=flow, **environment) as process:
+            out, err = process.communicate(timeout=SECONDS_TO_FINISH)
+        return Ended(process.returncode, out, err)
+
+
+def workplace_in(folder: Path) -> Workplace:
+    return Workplace(
+        folder,
+        clean_environment()
+        | {
+            "PREFECT_HOME": str(folder / "prefect"),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+            "COLUMNS": "120",
+        },
+    )
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what a developer, or another test in this process, may have set for the services."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
