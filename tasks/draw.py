@@ -36,7 +36,7 @@ def _draw_loss(axes: Axes, loss: np.ndarray, label: str) -> None:
     finite = np.where(np.isfinite(loss), loss, np.nan)
     axes.plot(finite, color="tab:blue")
     axes.set(xlabel="epoch", ylabel=label, title="Loss")
-    if np.nanmin(finite) > 0:
+    if np.isfinite(loss).any() and np.nanmin(finite) > 0:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
 

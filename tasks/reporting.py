@@ -79,17 +79,18 @@ def drawing(built: BuiltModel, data: Dataset, fitted: FitResult, record: RunReco
     source, picture = folder / "drawn.npz", folder / "fit.png"
     np.savez(source, **_drawn(built, data, fitted))
     command = [sys.executable, "-m", "tasks.draw", str(source), str(picture)]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        yield picture
-    except Exception:
-        _keep(process, picture, record)
-        raise
-    except BaseException:  # interrupted: nobody waits for a picture
-        process.kill()
-        process.communicate()
-        raise
-    _keep(process, picture, record)
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=subprocess.PIPE) as process:
+        try:
+            try:
+                yield picture
+            except Exception:
+                _keep(process, picture, record)
+                raise
+            _keep(process, picture, record)
+        except BaseException:  # where the run was interrupted, nobody waits for a picture
+            process.kill()
+            raise
 
 
 def _drawn(built: BuiltModel, data: Dataset, fitted: FitResult) -> dict[str, Any]:

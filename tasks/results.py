@@ -18,6 +18,11 @@ from tasks.reporting import publish
 from tasks.tracking import json_ready
 
 MOST_PARAMETERS_SHOWN = 16
+# A network of the user's own may call its parameters as it likes.
+ROW_NAMES = (
+    "status", "data", "left out", "model", "optimizer", "loss", "held-out rows", "least squares", "parity", "registered",
+    "seconds", "runs",
+)  # fmt: skip
 
 
 @dataclass
@@ -112,10 +117,12 @@ class TrainResult:
                 judged = evaluation.accuracy
                 rows["held-out rows"] = f"RMSE {judged.rmse:.6g}, MAE {judged.mae:.6g}, R2 {judged.r2:.6g}"
         for name, value in list(self.parameters.items())[:MOST_PARAMETERS_SHOWN]:
-            rows[name] = f"{value:.9g}"
+            rows[f"parameter {name}" if name in ROW_NAMES else name] = f"{value:.9g}"
         if evaluation:
             for x, y in evaluation.predictions:
-                rows[f"y at {', '.join(f'{value:g}' for value in x)}"] = ", ".join(f"{value:.9g}" for value in y)
+                rows[f"y at {', '.join(repr(value).removesuffix('.0') for value in x)}"] = ", ".join(
+                    f"{value:.9g}" for value in y
+                )
             if evaluation.least_squares:
                 rows["least squares"] = (
                     f"distance {evaluation.least_squares.distance:.3g}, its loss {evaluation.least_squares.loss:.3g}"
