@@ -20,8 +20,8 @@ from tasks.tracking import json_ready
 MOST_PARAMETERS_SHOWN = 16
 # A network of the user's own may call its parameters as it likes.
 ROW_NAMES = (
-    "status", "data", "left out", "model", "optimizer", "loss", "held-out rows", "least squares", "parity", "registered",
-    "seconds", "runs",
+    "status", "data", "left out", "model", "optimizer", "loss", "held-out rows", "least squares", "parity",
+    "registered", "seconds", "runs",
 )  # fmt: skip
 
 
