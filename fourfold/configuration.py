@@ -30,9 +30,7 @@ def _rows(value: Any) -> Any:
     rows = [value] if isinstance(value, (str, int, float)) else value
     if not isinstance(rows, (list, tuple)):
         return value
-    return [
-        _split_commas(row) if isinstance(row, str) else [row] if isinstance(row, (int, float)) else row for row in rows
-    ]
+    return [row.split(",") if isinstance(row, str) else [row] if isinstance(row, (int, float)) else row for row in rows]
 
 
 def _like(pattern: str, advice: str) -> AfterValidator:

@@ -14,10 +14,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
+from prefect.client.schemas.objects import State
 
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
-from fourfold.errors import ParityError, RegistrationError
+from fourfold.errors import FourfoldError, ParityError, RegistrationError
 from fourfold.onnx_file import ExportedModel, file_sha256, predict
 from fourfold.parity import ParityReport
 from tasks.evaluate import Evaluation, accuracy
@@ -48,7 +49,12 @@ class Registered:
     decision: str
 
 
-@step(name="register", retries=2, retry_delay_seconds=1)
+def _may_pass_next_time(_task: object, _run: object, state: State) -> bool:
+    """Whether a fault is of the store or the network: what the gate or the registry refused stays refused."""
+    return not isinstance(state.result(raise_on_failure=False), FourfoldError)
+
+
+@step(name="register", retries=2, retry_delay_seconds=1, retry_condition_fn=_may_pass_next_time)
 def register(
     config: TrainConfig,
     data: Dataset,
@@ -99,7 +105,7 @@ def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedMode
         onnx.load(exported.path),
         model_id=model.model_id,
         run_id=record.run_id,
-        # float64 columns: MLflow lets float32 and whole numbers pass for them, and not the other way round.
+        # float64 columns: MLflow lets float32 pass for them, and not the other way round.
         signature=ModelSignature(
             inputs=Schema([ColSpec("double", name) for name in data.features]),
             outputs=Schema([ColSpec("double" if config.dtype == "float64" else "float", "y")]),

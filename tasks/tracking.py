@@ -205,7 +205,10 @@ def _git_state() -> dict[str, str]:
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(services.project_root()), *arguments], capture_output=True, text=True, check=True
+            ["git", "--no-optional-locks", "-C", str(services.project_root()), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
 
     try:

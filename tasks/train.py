@@ -31,7 +31,9 @@ def train(config: TrainConfig, built: BuiltModel, record: RunRecord, folder: Pat
     with progress("training", config.epochs) as on_progress:
         result = fit(built.core, built.x, built.y, fit_config(config), on_progress)
     history = result.history
-    parameters = built.curves(history)
+    # A network of the user's own may call a parameter as a curve of ours is called.
+    ours = ("loss", "lr", "epoch", "gradient_evaluations")
+    parameters = {f"parameter/{k}" if k in ours else k: curve for k, curve in built.curves(history).items()}
     lr = {"lr": history.lr} if config.scheduler else {}
     record.curves({"loss": history.loss, **parameters, **lr})
     record.table(

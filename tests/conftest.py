@@ -1,11 +1,15 @@
 """What all tests share."""
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("DO_NOT_TRACK", "true")  # MLflow decides when it is imported
+
 from workplaces import ROOT, Workplace, clean_environment, workplace_in
 
 import fourfold  # noqa: F401 - before any test loads onnxruntime: it turns its telemetry off

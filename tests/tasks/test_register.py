@@ -237,9 +237,9 @@ class TestGate:
     def test_a_file_of_torchs_exporter_keeps_its_bytes_too(
         self, store: MlflowClient, tmp_path: Path, table_file: Callable[..., TrainConfig]
     ) -> None:
-        """From the rows to the version, as the flow goes."""
+        """From the rows to the version, as the flow goes; the weights are enough for a file of their own."""
         rows = "area,rooms,price\n" + "".join(f"{i},{i % 3},{2 * i + 1}\n" for i in range(12))
-        config = table_file(rows, target="price", model="mlp", hidden=(4,))
+        config = table_file(rows, target="price", model="mlp", hidden=(32, 32))
         data = load(config)
         built = build(config, data)
         with recorded_run("train", "a run", {}, {}) as record:

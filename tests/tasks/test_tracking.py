@@ -202,7 +202,10 @@ class TestParameters:
         assert set(run.data.params) == set(TrainConfig.model_fields)
         assert run.data.params["option"] == "betas=0.9,0.99"
 
-    def test_a_long_one_is_cut_where_mlflow_would_refuse_it(self, store: MlflowClient) -> None:
+    def test_a_long_one_is_cut_where_mlflow_would_refuse_it(
+        self, store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_TRUNCATE_LONG_VALUES", "false")  # else MLflow cuts them itself
         names = tuple(f"column_{number}" for number in range(2000))
         with recorded_run("train", "a run", {"features": names}, {}):
             pass
@@ -269,7 +272,8 @@ class TestTags:
             pass
         assert "git_dirty" not in only_run(store).data.tags
 
-    def test_none_is_left_out_and_a_long_one_cut(self, record: RunRecord) -> None:
+    def test_none_is_left_out_and_a_long_one_cut(self, record: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MLFLOW_TRUNCATE_LONG_VALUES", "false")  # else MLflow cuts it itself
         record.tags({"nothing": None, "long": "x" * 9000, "number": 3})
         tags = record.client.get_run(record.run_id).data.tags
         assert "nothing" not in tags
