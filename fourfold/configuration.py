@@ -46,6 +46,7 @@ def _like(pattern: str, advice: str) -> AfterValidator:
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_split_commas)]
+_NOT_IN_A_NAME = r"/:.%\"'"  # what MLflow does not take in the name of a registered model
 # `--option betas=0.9,0.99` must stay whole, so these are not split at commas.
 Assignments = tuple[Annotated[str, _like(r"[^=\s]+=.+", "NAME=VALUE")], ...]
 
@@ -151,7 +152,11 @@ class TrainConfig(BaseModel):
         Field(description="point to predict, as 4, or 1.5,2 for two features; repeat it (default: 4, for one feature)"),
     ] = ()
     registered_name: Annotated[
-        Annotated[str, _like(r"[^/:.%\"'\s][^/:.%\"'\n]*", "a name without the characters / : . % and quotes")] | None,
+        Annotated[
+            str,
+            _like(rf"[^{_NOT_IN_A_NAME}\s][^{_NOT_IN_A_NAME}\n]*", "a name without the characters / : . % and quotes"),
+        ]
+        | None,
         Parameter(name="--register", group=RESULT.group),
         Field(description="name of the registered model (default: DATA-MODEL)"),
     ] = None
@@ -183,16 +188,20 @@ class TrainConfig(BaseModel):
 
     @property
     def model_name(self) -> str:
-        """The registered model's name, the default resolved: the data's and the model's own short names."""
-        short = self.model.rpartition(":")[2]
-        return self.registered_name or f"{self.data_name}-{short}"
+        """The registered model's name, the default resolved."""
+        return self.registered_name or self.subject
+
+    @property
+    def subject(self) -> str:
+        """What is modelled by what: the data's and the model's own short names."""
+        return f"{self.data_name}-{self.model.rpartition(':')[2]}"
 
     @property
     def data_name(self) -> str:
         """The data's short name: a file's without folder and ending."""
-        return re.sub(r"[/:.%\"'\\\s]+", "-", PurePath(self.data).stem) if self.is_file else self.data
+        return re.sub(rf"[{_NOT_IN_A_NAME}\\\s]+", "-", PurePath(self.data).stem) if self.is_file else self.data
 
     @property
     def title(self) -> str:
         """A name for the run that tells it from its neighbours."""
-        return f"{self.optimizer} lr={self.lr:g} {self.data_name}-{self.model.rpartition(':')[2]}"
+        return f"{self.optimizer} lr={self.lr:g} {self.subject}"

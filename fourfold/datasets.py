@@ -12,7 +12,7 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from fourfold.errors import RequestError
+from fourfold.errors import RequestError, first_line
 
 # A decimal number as CSV spells it; what does not match is counted and shown when a column is refused as text.
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
@@ -183,7 +183,7 @@ def _read_arrow(path: Path) -> pa.Table:
         if path.suffix.lower() in (".parquet", ".pq"):
             return pa.parquet.ParquetFile(path).read()
     except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
-        raise RequestError(f"--data {path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise RequestError(f"--data {path} cannot be read: {first_line(error)}") from error
     raise RequestError(f"--data {path}: unknown ending {path.suffix!r}; .csv and .parquet are read")
 
 

@@ -45,3 +45,8 @@ class RegistrationError(FourfoldError):
 
 class ServiceError(FourfoldError):
     """A service that this process started did not come up."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

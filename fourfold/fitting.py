@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from fourfold.errors import RequestError
+from fourfold.errors import RequestError, first_line
 from fourfold.losses import LOSSES, Loss, is_sum
 from fourfold.optimizers import OptimizerConfig, SchedulerConfig
 
@@ -210,9 +210,8 @@ def try_out(network: nn.Module, x: Tensor, y: Tensor, config: FitConfig) -> None
     except RequestError:
         raise
     except Exception as error:  # a user's network and torch's optimizers may raise anything
-        reason = str(error).strip() or type(error).__name__
         raise RequestError(
-            f"{config.optimizer.name} cannot train this model: {reason.splitlines()[0]}; choose another --optimizer"
+            f"{config.optimizer.name} cannot train this model: {first_line(error)}; choose another --optimizer"
         ) from error
 
 

@@ -12,7 +12,7 @@ def sum_of_squares(prediction: Tensor, target: Tensor) -> Tensor:
     """Squared error summed over rows and targets, in squared target units.
 
     Args:
-        prediction, target: (rows, targets), the same shape: the fit checks it once, before its first step.
+        prediction, target: (rows, targets), the same shape: whoever builds a network checks that it gives it.
     Returns: a () scalar, the exercise's `MSELoss(reduction="sum")`.
     """
     return functional.mse_loss(prediction, target, reduction="sum")

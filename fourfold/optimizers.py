@@ -132,10 +132,7 @@ _ANNOTATIONS = {"Callable": Callable, "Iterable": Sequence, "Sequence": Sequence
 
 def _parse_options(flag: str, constructor: type, texts: Iterable[str], reserved: set[str]) -> dict[str, Any]:
     signature = inspect.signature(constructor)
-    try:
-        hints = typing.get_type_hints(constructor.__init__, localns=_ANNOTATIONS)  # type: ignore[misc]
-    except NameError:  # those that take functions name types that exist for type checkers only
-        hints = {}
+    hints = typing.get_type_hints(constructor.__init__, localns=_ANNOTATIONS)  # type: ignore[misc]
     names = [name for name in signature.parameters if name not in reserved]
     options = {}
     for text in texts:

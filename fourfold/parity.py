@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from fourfold.errors import first_line
 from fourfold.onnx_file import INPUT, OUTPUT, ExportedModel
 
 # Allowed difference, in units of the dtype's epsilon at the scale of a case's outputs. Two runtimes that sum
@@ -93,12 +94,12 @@ def verify(network: nn.Module, exported: ExportedModel, rows: Mapping[str, Tenso
     try:
         reason = _weights_differ(onnx.load_from_string(content), network)
     except Exception as error:  # protobuf raises its own, and onnx others
-        reason = f"the file cannot be read as ONNX: {str(error).splitlines()[0]}"
+        reason = f"the file cannot be read as ONNX: {first_line(error)}"
     if not reason:
         try:
             session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class
-            reason = f"onnxruntime cannot load the file: {str(error).splitlines()[0]}"
+            reason = f"onnxruntime cannot load the file: {first_line(error)}"
         else:
             with torch.no_grad():
                 scale = _magnitude(network(rows["training"].cpu()).numpy())
@@ -136,7 +137,7 @@ def _compare(
     try:
         actual = session.run([OUTPUT], {INPUT: x.numpy()})[0]
     except Exception as error:  # onnxruntime's errors share no base class
-        failure = f"onnxruntime cannot run it: {str(error).splitlines()[0]}"
+        failure = f"onnxruntime cannot run it: {first_line(error)}"
         return Case(name, len(x), math.inf, math.inf, math.inf, reason=failure)
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         failure = f"onnxruntime gives {actual.dtype}{actual.shape}, torch {expected.dtype}{expected.shape}"

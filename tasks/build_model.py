@@ -4,7 +4,7 @@ import importlib
 import inspect
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
-from fourfold.errors import RequestError
+from fourfold.errors import RequestError, first_line
 from fourfold.fitting import MOST_PARAMETER_CURVES, History
 from models.linear import LinearRegression
 from models.mlp import MultilayerPerceptron
@@ -65,7 +65,8 @@ class BuiltModel:
 
     def parameters(self, history: History) -> dict[str, float]:
         """The last point of each of those curves."""
-        return {name: float(values[-1]) for name, values in self.curves(history).items()}
+        last = replace(history, values=history.values[-1:])
+        return {name: float(value) for name, (value,) in self.curves(last).items()}
 
     def _in_raw_units(self, weights: Tensor, intercepts: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(self.network, Standardized):
@@ -137,7 +138,7 @@ def _users_own(address: str, sizes: dict[str, int]) -> nn.Module:
         network = made(**{name: size for name, size in sizes.items() if takes_any or name in names})
     except (Exception, SystemExit) as error:  # a user's module may raise anything, and a script may end
         raise RequestError(
-            f"--model {address} cannot be made: {type(error).__name__}: {_first_line(error)}; give module:Class of a "
+            f"--model {address} cannot be made: {type(error).__name__}: {first_line(error)}; give module:Class of a "
             "torch.nn.Module that can be imported from here"
         ) from error
     if not isinstance(network, nn.Module):
@@ -155,7 +156,7 @@ def _check_shape(core: nn.Module, x: Tensor, y: Tensor, address: str) -> None:
             prediction = core(x[:2])
     except Exception as error:  # a user's network may raise anything
         raise RequestError(
-            f"--model {address} cannot take rows of {x.shape[1]} features: {_first_line(error)}"
+            f"--model {address} cannot take rows of {x.shape[1]} features: {first_line(error)}"
         ) from error
     if not isinstance(prediction, Tensor) or prediction.shape != y[:2].shape or prediction.dtype != y.dtype:
         given = f"{tuple(prediction.shape)} {prediction.dtype}" if isinstance(prediction, Tensor) else type(prediction)
@@ -174,7 +175,3 @@ def _device(config: TrainConfig) -> torch.device:
     if config.device == "mps" and config.dtype == "float64":
         raise RequestError("--device mps has no float64; use --dtype float32 or --device cpu")
     return torch.device(config.device)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

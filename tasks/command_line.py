@@ -88,10 +88,10 @@ def read(
         _refuse(_first_fault(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split()))
     except ValidationError as error:
         _refuse(_first_fault(error))
-    if requests and requests[0].verbose:
-        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = os.environ["MLFLOW_LOGGING_LEVEL"] = "INFO"
     if not requests:  # --help has been printed
         raise SystemExit(0)
+    if requests[0].verbose:
+        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = os.environ["MLFLOW_LOGGING_LEVEL"] = "INFO"
     return requests[0]
 
 

@@ -18,13 +18,13 @@ from prefect.client.schemas.objects import State
 
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
-from fourfold.errors import FourfoldError, ParityError, RegistrationError
+from fourfold.errors import FourfoldError, ParityError, RegistrationError, first_line
 from fourfold.onnx_file import ExportedModel, file_sha256, predict
 from fourfold.parity import ParityReport
 from tasks.evaluate import Evaluation, accuracy
 from tasks.export_onnx import FILE_NAME
 from tasks.steps import step
-from tasks.tracking import RunRecord
+from tasks.tracking import ALREADY_EXISTS, RunRecord
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 EXAMPLE_ROWS = 5
@@ -120,7 +120,7 @@ def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedMode
             config.model_name, description=f"{config.model} on {config.data}, trained and verified by fourfold"
         )
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        if error.error_code != ALREADY_EXISTS:
             raise
     return record.client.create_model_version(
         config.model_name, source=model.model_uri, run_id=record.run_id, model_id=model.model_id
@@ -148,8 +148,7 @@ def _decide(
         stored = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{champion.version}")) / FILE_NAME
         champions = accuracy(predict(stored, x.numpy()), y.numpy()).rmse
     except Exception as error:  # of MLflow, onnxruntime or the file system: whatever it is, nothing was compared
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return CHALLENGER, f"version {champion.version} cannot predict these rows: {reason}", numbers
+        return CHALLENGER, f"version {champion.version} cannot predict these rows: {first_line(error)}", numbers
     numbers |= {"champion_rmse": f"{champions:.9g}", "champion_version": str(champion.version)}
     better = math.isfinite(rmse) and not champions <= rmse  # also where the champion's is no number
     return (

@@ -15,14 +15,9 @@ from tasks import services
 from tasks.evaluate import Evaluation
 from tasks.register import Registered
 from tasks.reporting import publish
-from tasks.tracking import json_ready
+from tasks.tracking import json_ready, spell
 
 MOST_PARAMETERS_SHOWN = 16
-# A network of the user's own may call its parameters as it likes.
-ROW_NAMES = (
-    "status", "data", "left out", "model", "optimizer", "loss", "held-out rows", "least squares", "parity",
-    "registered", "seconds", "runs",
-)  # fmt: skip
 
 
 @dataclass
@@ -85,15 +80,7 @@ class TrainResult:
             "held_out": asdict(evaluation.accuracy) if evaluation and evaluation.judged_on == "held-out" else None,
             "least_squares": asdict(evaluation.least_squares) if evaluation and evaluation.least_squares else None,
             "parity": self.parity and self.parity.summary(),
-            "model": registered
-            and {
-                "name": registered.name,
-                "version": registered.version,
-                "alias": registered.alias,
-                "uri": registered.uri,
-                "path": registered.path,
-                "sha256": registered.sha256,
-            },
+            "model": registered and {k: v for k, v in asdict(registered).items() if k != "decision"},
         }
         ready: dict[str, Any] = json_ready(result)
         return ready
@@ -116,26 +103,28 @@ class TrainResult:
             if evaluation.judged_on == "held-out":
                 judged = evaluation.accuracy
                 rows["held-out rows"] = f"RMSE {judged.rmse:.6g}, MAE {judged.mae:.6g}, R2 {judged.r2:.6g}"
-        for name, value in list(self.parameters.items())[:MOST_PARAMETERS_SHOWN]:
-            rows[f"parameter {name}" if name in ROW_NAMES else name] = f"{value:.9g}"
+        after: dict[str, str] = {}
         if evaluation:
             for x, y in evaluation.predictions:
-                rows[f"y at {', '.join(repr(value).removesuffix('.0') for value in x)}"] = ", ".join(
-                    f"{value:.9g}" for value in y
-                )
+                after[f"y at {', '.join(map(spell, x))}"] = ", ".join(f"{value:.9g}" for value in y)
             if evaluation.least_squares:
-                rows["least squares"] = (
+                after["least squares"] = (
                     f"distance {evaluation.least_squares.distance:.3g}, its loss {evaluation.least_squares.loss:.3g}"
                 )
         if parity:
             summary = parity.summary()
-            rows["parity"] = (
+            after["parity"] = (
                 f"{parity.verdict}, {summary['cases']} cases, largest difference {summary['max_abs_error']:.2g} "
                 f"({summary['max_ulp']:.0f} units in the last place)"
             )
         if self.registered:
-            rows["registered"] = f"{self.registered.uri} as {self.registered.alias}: {self.registered.decision}"
-        rows["seconds"] = f"{self.seconds:.1f}"
+            after["registered"] = f"{self.registered.uri} as {self.registered.alias}: {self.registered.decision}"
+        after["seconds"] = f"{self.seconds:.1f}"
         if self.run_id:
-            rows["runs"] = services.ui_command()
-        return rows
+            after["runs"] = services.ui_command()
+        # A network of the user's own may call a parameter as a row is called.
+        parameters = {
+            f"parameter {name}" if name in rows | after else name: f"{value:.9g}"
+            for name, value in list(self.parameters.items())[:MOST_PARAMETERS_SHOWN]
+        }
+        return rows | parameters | after

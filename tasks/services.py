@@ -123,8 +123,7 @@ class PrefectServer:
         return self._process.pid if self._process else None
 
     def _last_words(self) -> str:
-        if self._log is None:
-            return "no reason given"
+        assert self._log is not None, "a server of our own has one"
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         # After the reason uvicorn ends with a SystemExit that says nothing.
@@ -177,7 +176,7 @@ def check_tracking() -> None:
                     f"MLFLOW_TRACKING_URI={uri}: {folder} cannot be written ({error.strerror}); choose a folder "
                     "that exists and is yours"
                 ) from error
-    elif scheme in ("http", "https"):
+    elif _is_server(uri):
         if not _answers(f"{uri.rstrip('/')}/health", seconds=SECONDS_TO_ANSWER):
             raise RequestError(f"MLFLOW_TRACKING_URI={uri} does not answer; start that server, or unset it")
     elif scheme not in ("postgresql", "mysql", "mssql") and not scheme.startswith(("postgresql+", "mysql+")):
@@ -187,7 +186,7 @@ def check_tracking() -> None:
 def ui_command() -> str:
     """The exact line that shows the runs: a command, or the address of a server that shows them already."""
     uri = tracking_uri()
-    if urlsplit(uri).scheme in ("http", "https"):
+    if _is_server(uri):
         return uri
     program = Path(sys.executable).with_name("mlflow")
     with contextlib.suppress(ValueError):
@@ -200,7 +199,11 @@ def ui_command() -> str:
 def ui_address() -> str:
     """Where a browser finds MLflow's pages: the server itself, or where `mlflow ui` serves a local store."""
     uri = tracking_uri().rstrip("/")
-    return uri if urlsplit(uri).scheme in ("http", "https") else "http://127.0.0.1:5000"
+    return uri if _is_server(uri) else "http://127.0.0.1:5000"
+
+
+def _is_server(uri: str) -> bool:
+    return urlsplit(uri).scheme in ("http", "https")
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -23,7 +23,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
 from fourfold.datasets import Dataset
@@ -31,6 +30,7 @@ from tasks import services
 
 MOST_CURVE_POINTS = 500
 LONGEST_METRIC_KEY = 200
+ALREADY_EXISTS = "RESOURCE_ALREADY_EXISTS"  # as MLflow spells it
 
 
 class RunRecord:
@@ -54,7 +54,7 @@ class RunRecord:
     def parameters(self, parameters: Mapping[str, Any]) -> None:
         """Log the configuration, each value as a person types it."""
         self.client.log_batch(
-            self.run_id, params=[Param(key, _spell(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in parameters.items()]
+            self.run_id, params=[Param(key, spell(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in parameters.items()]
         )
 
     def tags(self, tags: Mapping[str, Any]) -> None:
@@ -167,7 +167,6 @@ def _open_run(experiment: str, name: str, tags: Mapping[str, Any]) -> RunRecord:
             experiment_id = _experiment(client, experiment, folder / experiment)
     git = _git_state()
     everywhere = {
-        "mlflow.runName": name,
         "mlflow.user": getpass.getuser(),
         "mlflow.source.name": f"flows/{experiment}_flow.py",
         "mlflow.source.type": "LOCAL",
@@ -193,7 +192,7 @@ def _experiment(client: MlflowClient, name: str, folder: Path | None) -> str:
         try:
             return str(client.create_experiment(name, artifact_location=str(folder) if folder else None))
         except MlflowException as error:  # another process was faster
-            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            if error.error_code != ALREADY_EXISTS:
                 raise
             found = client.get_experiment_by_name(name)
     assert found is not None, "it was found, or exists already"
@@ -217,11 +216,11 @@ def _git_state() -> dict[str, str]:
         return {}
 
 
-def _spell(value: Any) -> str:
+def spell(value: Any) -> str:
     """A parameter as a person types it."""
     if isinstance(value, (tuple, list)):
         rows = any(isinstance(item, (tuple, list)) for item in value)
-        return (";" if rows else ",").join(map(_spell, value))
+        return (";" if rows else ",").join(map(spell, value))
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
