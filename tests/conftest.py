@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("DO_NOT_TRACK", "true")  # MLflow decides when it is imported
+# A job in the background is started with Ctrl-C ignored, and would hand that on to the processes that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from workplaces import ROOT, Workplace, clean_environment, workplace_in
 
