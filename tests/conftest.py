@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("DO_NOT_TRACK", "true")  # MLflow decides when it is imported
-# A job in the background is started with Ctrl-C ignored, and would hand that on to the processes that the tests interrupt.
+# A job in the background is started with Ctrl-C ignored, and hands that on to the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from workplaces import ROOT, Workplace, clean_environment, workplace_in
