@@ -21,12 +21,12 @@ from tasks.build_model import build_model
 from tasks.evaluate import evaluate
 from tasks.export_onnx import export_onnx
 from tasks.make_data import make_data
+from tasks.picture import drawing
 from tasks.register import register
-from tasks.reporting import drawing
 from tasks.request import check, check_optimizer, settle
-from tasks.results import TrainResult
 from tasks.tracking import recorded_run
 from tasks.train import advice, train
+from tasks.train_result import TrainResult
 from tasks.verify_onnx import verify_onnx
 
 

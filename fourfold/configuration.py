@@ -1,4 +1,4 @@
-"""The one list of options of a training run.
+"""The one list of options of each flow.
 
 The command line, Prefect's parameter form, MLflow's parameters and the README's table all come from here.
 It holds what can be judged without torch or the data; the rest is judged where it is used.
@@ -205,3 +205,24 @@ class TrainConfig(BaseModel):
     def title(self) -> str:
         """A name for the run that tells it from its neighbours."""
         return f"{self.optimizer} lr={self.lr:g} {self.subject}"
+
+
+class VerifyConfig(BaseModel):
+    """One proof, today, that a model still predicts what it was proved to predict."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Annotated[
+        str,
+        MODEL,
+        Field(
+            min_length=1,
+            description="models:/NAME@ALIAS, models:/NAME/VERSION, the id of a run, or a folder with model.onnx and "
+            "golden.parquet",
+        ),
+    ]
+
+    @property
+    def title(self) -> str:
+        """A name for the run that tells it from its neighbours."""
+        return f"verify {self.model}"

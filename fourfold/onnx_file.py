@@ -1,24 +1,14 @@
-"""From a torch network to one ONNX file that says what it is."""
+"""A model as an ONNX file: what it promises to be, and how it predicts. Needs onnxruntime and numpy alone."""
 
-import copy
 import hashlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
-import torch
-from torch import Tensor, nn
-
-from fourfold.errors import ExportError
 
 INPUT, OUTPUT, BATCH = "x", "y", "batch"
+OPSET = 20
 
 
 @dataclass(frozen=True)
@@ -34,88 +24,25 @@ class ExportedModel:
     sha256: str
 
 
-def export(network: nn.Module, x: Tensor, path: Path, metadata: Mapping[str, str]) -> ExportedModel:
-    """Write a network, in evaluation mode, as one file with a dynamic batch.
-
-    The network itself is left as it was. What the exporter notes about the machine that it ran on (source
-    paths, stack traces) is taken out: the same weights and metadata give the same bytes anywhere.
-
-    Args:
-        network: (rows, features) to (rows, targets).
-        x: at least two rows of the right width and dtype, to trace with.
-        path: of the new file.
-        metadata: what the file says of itself; onnxruntime gives it back as `custom_metadata_map`.
-
-    Raises:
-        ExportError: with the exporter's first sentence.
-    """
-    detached = copy.deepcopy(network).cpu().eval()
-    try:
-        with _quiet_exporter():
-            program = torch.onnx.export(
-                detached,
-                (x[:2].cpu(),),
-                dynamo=True,
-                external_data=False,
-                dynamic_shapes=({0: BATCH},),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                verbose=False,
-            )
-    except Exception as error:  # the exporter wraps whatever the network raises
-        raise ExportError(f"the network cannot be exported: {_first_sentence(error)}") from error
-    assert program is not None, "torch.onnx.export gives a program where dynamo is on"
-    model = program.model_proto
-    _forget_machine(model)
-    onnx.helper.set_model_props(model, dict(metadata))
-    content = model.SerializeToString(deterministic=True)
-    path.write_bytes(content)
-    return ExportedModel(path, hashlib.sha256(content).hexdigest())
-
-
 def file_sha256(path: Path) -> str:
     """The hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def open_session(content: bytes, *, optimized: bool = True) -> onnxruntime.InferenceSession:
+    """Make an onnxruntime session on a model's bytes, on the CPU, with or without graph optimisation."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # what it warns of, the gate judges
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
 def predict(path: Path, x: np.ndarray) -> np.ndarray:
     """Predict (rows, targets) from raw (rows, features) with a model file, by onnxruntime; x is cast to its dtype."""
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    session = open_session(path.read_bytes())
     (taken,) = session.get_inputs()
     dtype = np.float64 if taken.type == "tensor(double)" else np.float32
     prediction: np.ndarray = session.run(None, {taken.name: x.astype(dtype)})[0]
     return prediction
-
-
-def _forget_machine(model: onnx.ModelProto) -> None:
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-            del part.metadata_props[:]
-            part.doc_string = ""
-        for attribute in (attribute for node in graph.node for attribute in node.attribute):
-            graphs += [attribute.g] if attribute.HasField("g") else attribute.graphs
-
-
-def _first_sentence(error: BaseException) -> str:
-    """The reason at the bottom of a chain of wrapped errors, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Hold back what the exporter says of torchvision and of its own deprecations: nobody here can mend it."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

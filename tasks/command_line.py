@@ -70,7 +70,7 @@ def read(
 
     def command(
         *,
-        config: Annotated[config_class, Parameter(name="*")] = config_class(),  # type: ignore[valid-type]  # noqa: B008
+        config: Annotated[config_class, Parameter(name="*")],  # type: ignore[valid-type]
         json: Annotated[
             bool, OUTPUT, Parameter(help="last line on standard output: the result as one JSON object")
         ] = False,
@@ -80,6 +80,8 @@ def read(
     ) -> None:
         requests.append(Request(config, json, verbose))
 
+    if not any(field.is_required() for field in config_class.model_fields.values()):
+        (command.__kwdefaults__ or {})["config"] = config_class()
     app.default(command)
     try:
         app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)

@@ -6,19 +6,28 @@ from pathlib import Path
 
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
-from fourfold.onnx_file import ExportedModel, export
+from fourfold.errors import ParityError
+from fourfold.gate import find_randomness
+from fourfold.onnx_export import export
+from fourfold.onnx_file import ExportedModel
 from tasks.build_model import BuiltModel
+from tasks.find_model import FILE_NAME
 from tasks.steps import step
 from tasks.tracking import RunRecord
-
-FILE_NAME = "model.onnx"
 
 
 @step(name="export to ONNX")
 def export_onnx(
     config: TrainConfig, built: BuiltModel, data: Dataset, record: RunRecord, folder: Path
 ) -> ExportedModel:
-    """Write the file, with its origin inside and its hash in MLflow."""
+    """Write the file, with its origin inside and its hash in MLflow.
+
+    Raises:
+        ParityError: the network is random in evaluation mode, so that no file can predict what it does.
+    """
+    if reason := find_randomness(built.network, data.x):
+        record.tags({"parity": "failed", "parity.reason": reason})
+        raise ParityError(f"{reason}; nothing was exported")
     exported = export(built.network, data.x, folder / FILE_NAME, record.origin | _description(config, data))
     record.tags({"model.sha256": exported.sha256})
     return exported

@@ -19,10 +19,13 @@ from prefect.client.schemas.objects import State
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
 from fourfold.errors import FourfoldError, ParityError, RegistrationError, first_line
+from fourfold.golden import FILE_NAME as GOLDEN
+from fourfold.golden import prove_again, read_golden
 from fourfold.onnx_file import ExportedModel, file_sha256, predict
-from fourfold.parity import ParityReport
+from fourfold.parity import Expectation, ParityReport, compare
+from fourfold.structure import Refused
 from tasks.evaluate import Evaluation, accuracy
-from tasks.export_onnx import FILE_NAME
+from tasks.find_model import FILE_NAME
 from tasks.steps import step
 from tasks.tracking import ALREADY_EXISTS, RunRecord
 
@@ -65,11 +68,13 @@ def register(
 ) -> Registered:
     """Log the verified file as a model, make it a version, and let it be champion if it is the better one.
 
-    The present champion is judged anew, on the same rows, by onnxruntime. A tie leaves it in its place.
+    The version is loaded back from the registry's address and proved again before any alias moves: what serves is
+    what was proved. The present champion is judged anew, on the same rows, by onnxruntime. A tie leaves it in its
+    place.
 
     Raises:
         ParityError: the file did not pass the gate, or is another one than did.
-        RegistrationError: the store gives back other bytes than were verified; no alias was moved.
+        RegistrationError: what the registry gives back is not what was proved; the version was taken back.
     """
     if not parity.passed or parity.sha256 != exported.sha256:
         raise ParityError("only the very file that passed the gate can be registered")
@@ -77,10 +82,12 @@ def register(
     created = _version_of_run(record, name) or _log_and_register(config, data, exported, record)
     version, uri = str(created.version), f"models:/{name}/{created.version}"
     stored = Path(mlflow.artifacts.download_artifacts(uri)) / FILE_NAME
-    if file_sha256(stored) != exported.sha256:
-        raise RegistrationError(f"{uri} holds other bytes than the file that was verified; no alias was moved")
+    if fault := _differs_from_proved(uri, stored, exported, data):
+        client.delete_model_version(name, version)
+        raise RegistrationError(f"{uri} is not what was verified: {fault}; it was taken back, no alias was moved")
     alias, decision, numbers = _decide(record, name, version, data, evaluation)
     tags = {"decision": decision, "sha256": exported.sha256, "parity": "passed", "run": record.url, **numbers}
+    tags["golden_sha256"] = file_sha256(stored.with_name(GOLDEN))
     for key, value in tags.items():
         client.set_model_version_tag(name, version, key, value)
     client.set_registered_model_alias(name, alias, version)
@@ -92,6 +99,29 @@ def _version_of_run(record: RunRecord, name: str) -> ModelVersion | None:
     """The version that an earlier try of this step made already."""
     found = record.client.search_model_versions(f"name = '{name}' and run_id = '{record.run_id}'")
     return found[0] if found else None
+
+
+def _differs_from_proved(uri: str, stored: Path, exported: ExportedModel, data: Dataset) -> str:
+    """Say what is wrong with a version as the registry gives it back; empty where it is what was proved."""
+    if file_sha256(stored) != exported.sha256:
+        return "it holds other bytes"
+    try:
+        golden = read_golden(stored.with_name(GOLDEN))
+    except Refused as refusal:
+        return str(refusal)
+    again = prove_again(stored, golden)
+    if not again.passed:
+        return again.reason
+    served = mlflow.pyfunc.load_model(uri)
+
+    def predict_served(x: np.ndarray) -> np.ndarray:
+        # MLflow gives the predictions of several targets in one column, row after row.
+        answer = served.predict(pd.DataFrame(x.astype(np.float64), columns=list(data.features)))
+        prediction: np.ndarray = answer.to_numpy().reshape(-1, len(data.targets))
+        return prediction
+
+    at_hand: list[Expectation] = [one for one in golden.expectations if one.at_hand]
+    return next((case.reason for one in at_hand if (case := compare("MLflow", predict_served, one)).reason), "")
 
 
 def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedModel, record: RunRecord) -> ModelVersion:
@@ -115,6 +145,7 @@ def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedMode
         onnx_execution_providers=["CPUExecutionProvider"],
         save_as_external_data=False,
     )
+    record.client.log_model_artifact(model.model_id, str(exported.path.with_name(GOLDEN)))
     try:
         record.client.create_registered_model(
             config.model_name, description=f"{config.model} on {config.data}, trained and verified by fourfold"

@@ -1,51 +1,65 @@
-"""What is known of a training run, from its start to its end, for machines and for people."""
+"""What is known of any flow's run, from its start to its end."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from fourfold.configuration import TrainConfig
-from fourfold.datasets import Dataset
-from fourfold.fitting import FitResult
-from fourfold.parity import ParityReport
-from tasks import services
-from tasks.evaluate import Evaluation
-from tasks.register import Registered
 from tasks.reporting import publish
-from tasks.tracking import json_ready, spell
-
-MOST_PARAMETERS_SHOWN = 16
 
 
-@dataclass
-class TrainResult:
-    """Filled in as the steps end, so that a run that stops early tells how far it came.
+@dataclass(kw_only=True)
+class FlowResult(ABC):
+    """Filled in as the steps end.
 
     Attributes:
-        status: running, registered, completed (not to be registered), rejected, diverged or failed.
-        parameters: the trained ones by name (`BuiltModel.curves` names them), in the user's units.
+        flow: the flow's name.
+        status: "running", and then how it ended.
+        reason: why it did not come to its end.
     """
 
-    config: TrainConfig
+    flow: ClassVar[str]
     flow_run_id: str | None = None
     run_id: str | None = None
     status: str = "running"
     reason: str = ""
-    data: Dataset | None = None
-    fit: FitResult | None = None
-    parameters: dict[str, float] = field(default_factory=dict)
-    evaluation: Evaluation | None = None
-    parity: ParityReport | None = None
-    registered: Registered | None = None
     seconds: float = 0.0
     picture: Path | None = None
     url: str | None = None
 
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """The run's name."""
+
+    @property
+    @abstractmethod
+    def done(self) -> str:
+        """The status of a run that came to its end."""
+
+    @abstractmethod
+    def rows(self) -> dict[str, str]:
+        """The result for a person, by name."""
+
+    @abstractmethod
+    def as_json(self) -> dict[str, Any]:
+        """The machine-readable result; null where the run did not come so far."""
+
+    def ids(self) -> dict[str, Any]:
+        """What every machine-readable result begins with."""
+        return {
+            "flow": self.flow,
+            "status": self.status,
+            "reason": self.reason or None,
+            "run_id": self.run_id,
+            "flow_run_id": self.flow_run_id,
+        }
+
     @contextmanager
-    def followed(self) -> Iterator["TrainResult"]:
+    def followed(self) -> Iterator["FlowResult"]:
         """Note how the block ends, publish it in Prefect, and hang this result on the exception that ends it."""
         started = time.perf_counter()
         try:
@@ -56,75 +70,8 @@ class TrainResult:
             error.result = self  # type: ignore[attr-defined]
             raise
         else:
-            self.status = "registered" if self.registered else "completed"
+            self.status = self.done
         finally:
             self.seconds = time.perf_counter() - started
-            publish(self.config.title, self.rows(), {"The run in MLflow": self.url} if self.url else {}, self.picture)
-
-    def as_json(self) -> dict[str, Any]:
-        """The machine-readable result; null where the run did not come so far."""
-        fit, evaluation, registered = self.fit, self.evaluation, self.registered
-        result = {
-            "flow": "train",
-            "status": self.status,
-            "reason": self.reason or None,
-            "run_id": self.run_id,
-            "flow_run_id": self.flow_run_id,
-            "optimizer": self.config.optimizer,
-            "epochs": fit and fit.epochs,
-            "gradient_evaluations": fit and fit.gradient_evaluations,
-            "seconds": round(self.seconds, 3),
-            "loss": evaluation.loss if evaluation else fit.loss if fit else None,
-            "parameters": self.parameters,
-            "predictions": [{"x": x, "y": y} for x, y in evaluation.predictions] if evaluation else [],
-            "held_out": asdict(evaluation.accuracy) if evaluation and evaluation.judged_on == "held-out" else None,
-            "least_squares": asdict(evaluation.least_squares) if evaluation and evaluation.least_squares else None,
-            "parity": self.parity and self.parity.summary(),
-            "model": registered and {k: v for k, v in asdict(registered).items() if k != "decision"},
-        }
-        ready: dict[str, Any] = json_ready(result)
-        return ready
-
-    def rows(self) -> dict[str, str]:
-        """The same for a person."""
-        config, evaluation, parity = self.config, self.evaluation, self.parity
-        rows = {"status": self.status}
-        if self.data:
-            held_out = f" and {len(self.data.x_test)} held out" if len(self.data.x_test) else ""
-            rows["data"] = f"{self.data.name}, {len(self.data.x)} training rows{held_out}"
-            if self.data.left_out:
-                rows["left out"] = f"{', '.join(self.data.left_out)} (not numeric)"
-        rows["model"] = config.model
-        rows["optimizer"] = f"{config.optimizer}, lr {config.lr:g}"
-        if self.fit:
-            rows["optimizer"] += f", {self.fit.epochs} epochs, {self.fit.gradient_evaluations} gradient evaluations"
-        if evaluation:
-            rows["loss"] = f"{evaluation.loss:.6g} ({config.loss_name})"
-            if evaluation.judged_on == "held-out":
-                judged = evaluation.accuracy
-                rows["held-out rows"] = f"RMSE {judged.rmse:.6g}, MAE {judged.mae:.6g}, R2 {judged.r2:.6g}"
-        after: dict[str, str] = {}
-        if evaluation:
-            for x, y in evaluation.predictions:
-                after[f"y at {', '.join(map(spell, x))}"] = ", ".join(f"{value:.9g}" for value in y)
-            if evaluation.least_squares:
-                after["least squares"] = (
-                    f"distance {evaluation.least_squares.distance:.3g}, its loss {evaluation.least_squares.loss:.3g}"
-                )
-        if parity:
-            summary = parity.summary()
-            after["parity"] = (
-                f"{parity.verdict}, {summary['cases']} cases, largest difference {summary['max_abs_error']:.2g} "
-                f"({summary['max_ulp']:.0f} units in the last place)"
-            )
-        if self.registered:
-            after["registered"] = f"{self.registered.uri} as {self.registered.alias}: {self.registered.decision}"
-        after["seconds"] = f"{self.seconds:.1f}"
-        if self.run_id:
-            after["runs"] = services.ui_command()
-        # A network of the user's own may call a parameter as a row is called.
-        parameters = {
-            f"parameter {name}" if name in rows | after else name: f"{value:.9g}"
-            for name, value in list(self.parameters.items())[:MOST_PARAMETERS_SHOWN]
-        }
-        return rows | parameters | after
+            links = {"The run in MLflow": self.url} if self.url else {}
+            publish(self.flow, self.title, self.rows(), links, self.picture)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
@@ -25,8 +25,10 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
-from fourfold.datasets import Dataset
 from tasks import services
+
+if TYPE_CHECKING:  # it brings torch
+    from fourfold.datasets import Dataset
 
 MOST_CURVE_POINTS = 500
 LONGEST_METRIC_KEY = 200
@@ -93,7 +95,7 @@ class RunRecord:
         """Keep a file as an artifact of the run."""
         self.client.log_artifact(self.run_id, str(path))
 
-    def dataset(self, data: Dataset) -> None:
+    def dataset(self, data: "Dataset") -> None:
         """Name the data as the run's input."""
         schema = {"features": list(data.features), "targets": list(data.targets)}
         profile = {"training_rows": len(data.x), "held_out_rows": len(data.x_test)}

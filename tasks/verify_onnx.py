@@ -4,10 +4,14 @@ from pathlib import Path
 
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
-from fourfold.onnx_file import ExportedModel
-from fourfold.parity import ParityReport, verify
+from fourfold.gate import expect, verify
+from fourfold.golden import write_golden
+from fourfold.onnx_file import ExportedModel, file_sha256
+from fourfold.parity import ParityReport
+from fourfold.probes import TRAINING
 from tasks.build_model import BuiltModel
 from tasks.evaluate import points
+from tasks.parity_page import keep_report
 from tasks.steps import step
 from tasks.tracking import RunRecord
 
@@ -16,11 +20,17 @@ from tasks.tracking import RunRecord
 def verify_onnx(
     config: TrainConfig, built: BuiltModel, data: Dataset, exported: ExportedModel, record: RunRecord, folder: Path
 ) -> ParityReport:
-    """Compare the file on disk with torch, and keep the report whatever the verdict."""
-    rows = {"training": data.x, "held-out": data.x_test, "points asked for": points(config, data)}
-    report = verify(built.network, exported, rows)
-    record.document(report.full(), folder / "parity.json")
-    summary = report.summary()
-    record.metrics({f"parity/{key}": summary[key] for key in ("cases", "max_abs_error", "max_ulp", "worst_ratio")})
-    record.tags({"parity": report.verdict, "parity.reason": report.reason or None})
+    """Judge the file on disk, and keep the report whatever the verdict.
+
+    A file that passed is kept in the run, and golden predictions beside it, by which it can be proved again.
+    """
+    rows = {TRAINING: data.x, "held-out rows": data.x_test, "points asked for": points(config, data)}
+    expectations = expect(built.network, rows)
+    report = verify(built.network, exported, expectations)
+    keep_report(report, config.title, record, folder)
+    if report.passed:
+        golden = write_golden(exported, expectations, data.features, data.targets)
+        record.tags({"golden.sha256": file_sha256(golden)})
+        for path in (exported.path, golden):
+            record.file(path)
     return report

@@ -10,7 +10,7 @@ import torch
 from workplaces import ROOT
 
 from fourfold.configuration import TrainConfig
-from fourfold.onnx_file import export
+from fourfold.onnx_export import export
 from models.linear import LinearRegression
 
 README = (ROOT / "README.md").read_text()

@@ -1,6 +1,7 @@
 """`python flows/train_flow.py` as a user runs it: a process, with its store, its Prefect server and its end."""
 
 import json
+import re
 import signal
 import socket
 import sqlite3
@@ -87,6 +88,9 @@ def test_the_run_records_everything(finished: tuple[Workplace, Ended]) -> None:
     assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} == {
         "fit.png",
         "history.parquet",
+        "golden.parquet",
+        "model.onnx",
+        "parity.html",
         "parity.json",
     }
     assert run.inputs.dataset_inputs[0].dataset.name == "line"
@@ -163,15 +167,78 @@ class Noisy(torch.nn.Module):
 """
 
 
-def test_a_model_that_onnxruntime_predicts_otherwise_is_rejected(workplace: Workplace) -> None:
+def test_a_model_that_is_random_in_evaluation_mode_is_rejected(workplace: Workplace) -> None:
     (workplace.folder / "nets.py").write_text(NOISY)
     ended = workplace.run("--model", "nets:Noisy", "--json")
     assert ended.code == 1
     assert ended.result["status"] == "rejected"
-    assert ended.result["parity"]["verdict"] == "failed"
-    assert "nothing was registered" in ended.err
-    assert workplace.client.get_run(ended.result["run_id"]).info.status == "FAILED"
+    assert "random in evaluation mode" in ended.result["reason"]
+    assert "nothing was exported" in ended.err
+    run = workplace.client.get_run(ended.result["run_id"])
+    assert (run.info.status, run.data.tags["parity"]) == ("FAILED", "failed")
     assert not workplace.client.search_registered_models()
+
+
+TAMPERING = """
+import os
+from dataclasses import replace
+
+import onnx
+import torch
+
+import tasks.export_onnx as step
+from fourfold.onnx_file import file_sha256
+
+honest = step.export
+
+
+def export(*arguments):
+    exported = honest(*arguments)
+    content = exported.path.read_bytes()
+    if os.environ["HARM"] == "truncated":
+        exported.path.write_bytes(content[:200])
+    elif os.environ["HARM"] == "huge":
+        with exported.path.open("ab") as file:
+            file.truncate(1000 * len(content) + 2**23)
+    elif os.environ["HARM"] == "fixed":
+        model = onnx.load_from_string(content)
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+        onnx.save(model, exported.path)
+    return replace(exported, sha256=file_sha256(exported.path))
+
+
+step.export = export
+
+
+class Line(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(1, 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        ("truncated", "cannot be read as ONNX"),
+        ("huge", r"has \d+ bytes, for weights of 8"),
+        ("fixed", r"the file's input is x float32\(3, 1\); x float32\(batch, 1\) was promised"),
+    ],
+)
+def test_a_file_that_is_not_what_was_exported_is_rejected_in_one_line(
+    harm: str, said: str, workplace: Workplace
+) -> None:
+    (workplace.folder / "tampering.py").write_text(TAMPERING)
+    ended = workplace.run("--model", "tampering:Line", "--json", HARM=harm)
+    assert ended.code == 1
+    assert (ended.result["status"], ended.result["parity"]["verdict"]) == ("rejected", "failed")
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("train:")]
+    assert re.search(said, line)
+    assert line.endswith("nothing was registered")
+    assert "Traceback" not in ended.err
+    assert not workplace.client.search_registered_models()
+    kept = {artifact.path for artifact in workplace.client.list_artifacts(ended.result["run_id"])}
+    assert {"parity.json", "parity.html"} <= kept
+    assert "model.onnx" not in kept
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import json
 import os
 import shutil
 import signal
@@ -21,10 +22,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
-from fourfold.onnx_file import ExportedModel, file_sha256
+from fourfold.golden import write_golden
+from fourfold.onnx_file import OPSET, ExportedModel, file_sha256
+from fourfold.parity import Expectation
 from tasks import command_line
 from tasks.make_data import _load
-from tasks.tracking import RunRecord, recorded_run
+from tasks.tracking import RunRecord, json_ready, recorded_run
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +108,10 @@ class Notes:
     def tags(self, tags: Mapping[str, Any]) -> None:
         self.noted_tags |= tags
 
+    def document(self, content: Mapping[str, Any], path: Path) -> None:
+        path.write_text(json.dumps(json_ready(content)))
+        self.file(path)
+
     def file(self, path: Path) -> None:
         assert path.is_file(), "only what is there can be kept"
         self.files.append(path.name)
@@ -136,7 +143,7 @@ def dataset() -> Callable[..., Dataset]:
 
 @pytest.fixture
 def linear_file(tmp_path: Path) -> Callable[..., ExportedModel]:
-    """Write an ONNX file of y = x w^T + b by hand, so that no code of ours decides what it predicts."""
+    """Write an ONNX file of y = x w^T + b by hand, and golden predictions, so that no code of ours decides them."""
 
     def write(
         w: Any, b: Any, *, name: str = "model.onnx", dtype: type = np.float32, metadata: Mapping[str, str] | None = None
@@ -150,12 +157,20 @@ def linear_file(tmp_path: Path) -> Callable[..., ExportedModel]:
             [helper.make_tensor_value_info("y", kind, ["batch", weights.shape[0]])],
             [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(intercepts, "b")],
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
         helper.set_model_props(model, dict(metadata or {}))
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         onnx.save(model, path)
-        return ExportedModel(path, file_sha256(path))
+        exported = ExportedModel(path, file_sha256(path))
+        x = np.arange(3 * weights.shape[1], dtype=dtype).reshape(3, -1)
+        truth = x.astype(np.float64) @ weights.astype(np.float64).T + intercepts
+        allowed = np.full(truth.shape, 8 * np.finfo(dtype).eps * (1 + np.abs(truth).max()))
+        undecided = np.zeros(3, dtype=bool)
+        rows = Expectation("training rows", x, truth.astype(dtype), truth, allowed, undecided, at_hand=True)
+        targets, features = weights.shape
+        write_golden(exported, [rows], [f"f{i}" for i in range(features)], [f"t{i}" for i in range(targets)])
+        return exported
 
     return write
 

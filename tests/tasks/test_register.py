@@ -43,7 +43,7 @@ Y = [[2.0], [4.0], [6.0]]
 
 
 def passed(exported: ExportedModel) -> ParityReport:
-    return ParityReport("passed", "", exported.sha256, onnxruntime.__version__, ())
+    return ParityReport("passed", sha256=exported.sha256)
 
 
 def judged(exported: ExportedModel, data: Dataset) -> Evaluation:
@@ -259,9 +259,37 @@ class TestGate:
             linear_file([[2.000001]], [0.0], name=str(exported.path))
             return exported, report
 
-        with pytest.raises(RegistrationError, match=rf"models:/{NAME}/2 holds other bytes .* no alias was moved"):
+        with pytest.raises(RegistrationError, match=rf"models:/{NAME}/2 .* it holds other bytes; .*no alias was moved"):
             registering([[2.0]], alter=change)
         assert aliases(store) == {"champion": "1"}
+        assert len(store.search_model_versions(f"name = '{NAME}'")) == 1, "the version was taken back"
+
+    def test_a_version_that_predicts_otherwise_when_it_is_loaded_back_is_taken_back(
+        self, registering: Registering, store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What serves is MLflow's loader, not the file alone."""
+
+        class Other:
+            def predict(self, rows: pd.DataFrame) -> pd.DataFrame:
+                return (2.0001 * rows).astype(np.float32)
+
+        monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda uri: Other())
+        with pytest.raises(RegistrationError, match=r"MLflow predicts .* it was taken back"):
+            registering([[2.0]])
+        assert aliases(store) == {}
+        assert not store.search_model_versions(f"name = '{NAME}'")
+
+    def test_golden_predictions_that_do_not_fit_the_file_are_found_before_the_alias_moves(
+        self, registering: Registering, store: MlflowClient, linear_file: LinearFile
+    ) -> None:
+        def exchange(exported: ExportedModel, report: ParityReport) -> tuple[ExportedModel, ParityReport]:
+            other = linear_file([[3.0]], [0.0], name="other/model.onnx")
+            other.path.with_name("golden.parquet").replace(exported.path.with_name("golden.parquet"))
+            return exported, report
+
+        with pytest.raises(RegistrationError, match="onnxruntime predicts"):
+            registering([[2.0]], alter=exchange)
+        assert aliases(store) == {}
 
     def test_a_store_that_gives_back_other_bytes_is_refused(
         self, registering: Registering, store: MlflowClient, monkeypatch: pytest.MonkeyPatch

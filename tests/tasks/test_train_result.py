@@ -15,7 +15,7 @@ from fourfold.parity import Case, ParityReport
 from tasks import results
 from tasks.evaluate import Accuracy, Comparison, Evaluation
 from tasks.register import Registered
-from tasks.results import TrainResult
+from tasks.train_result import TrainResult
 
 KEYS = {
     "flow", "status", "reason", "run_id", "flow_run_id", "optimizer", "epochs", "gradient_evaluations", "seconds",
@@ -50,7 +50,11 @@ def complete(dataset: Callable[..., Dataset]) -> TrainResult:
             (((4.0,), (7.9993,)), ((0.5,), (1.0,))),
             Comparison({"w": 2.0, "b": 0.0}, 1e-12, 0.001),
         ),
-        parity=ParityReport("passed", "", "a" * 64, "1.2.3", (Case("zeros", 1, 1e-7, 1.0, 0.5),)),
+        parity=ParityReport(
+            "passed",
+            sha256="a" * 64,
+            cases=(Case("zeros", "onnxruntime", 1, True, 1e-7, max_ulp=1.0, worst_ratio=0.5),),
+        ),
         registered=Registered(
             "line-linear", "3", "champion", "models:/line-linear/3", "/m/model.onnx", "a" * 64, "the best"
         ),
@@ -132,7 +136,8 @@ class TestJson:
             (((4.0,), (value,)),),
             Comparison({"w": value}, value, value),
         )
-        result.parity = ParityReport("failed", "row 0", "a" * 64, "1.2.3", (Case("zeros", 1, value, value, value),))
+        case = Case("zeros", "onnxruntime", 1, True, value, max_ulp=value, worst_ratio=value)
+        result.parity = ParityReport("failed", "row 0", "a" * 64, cases=(case,))
         told = json.loads(json.dumps(result.as_json(), allow_nan=False))
         assert told["loss"] is None
         assert told["parameters"] == {"w": None}
@@ -204,7 +209,8 @@ class TestFollowed:
                 block()
         else:
             block()
-        ((title, rows, links, picture),) = published
+        ((flow, title, rows, links, picture),) = published
+        assert flow == "train"
         assert title == "SGD lr=0.01 line-linear"
         assert rows["status"] == ("diverged" if fails else "completed")
         assert (links, picture) == ({"The run in MLflow": "http://127.0.0.1:5000/run"}, None)
