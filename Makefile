@@ -1,7 +1,7 @@
 # make train [ARGS="--optimizer Adam"]   set up .venv where needed, then run the main job
 # make test  [ARGS="-k parity"]          the tests
 # make check                             format, lint, types and the direction of imports
-# make bench                             what a run costs beside a bare script
+# make bench                             what a run costs beside a bare script, and what the gate finds and costs
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,6 +22,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
+	$(BIN)/python benchmarks/gate.py
 
 # Installed anew only when what is to be installed has changed.
 $(READY): pyproject.toml constraints.txt
