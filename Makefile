@@ -12,7 +12,7 @@ train: $(READY)
 	@$(BIN)/python flows/train_flow.py $(ARGS)
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -60,12 +60,18 @@ def expect(network: nn.Module, rows: Mapping[str, Tensor]) -> list[Expectation]:
     """
     copied = detached(network)
     wide, narrow = deepcopy(copied).double(), deepcopy(copied).float()
-    with torch.no_grad():
-        usual = _largest(copied(sample(next(iter(rows.values())).cpu(), MOST_ROWS).clone()).double())
-    return [
-        _expectation(copied, wide, narrow, usual, name, x, number < sum(len(given) > 0 for given in rows.values()))
-        for number, (name, x) in enumerate(probes(copied, rows))
-    ]
+    at_hand = sum(len(given) > 0 for given in rows.values())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # thousands of operations on few rows: threads that wait for each other take longer
+    try:
+        with torch.no_grad():
+            usual = _largest(copied(sample(next(iter(rows.values())).cpu(), MOST_ROWS).clone()).double())
+        return [
+            _expectation(copied, wide, narrow, usual, name, x, number < at_hand)
+            for number, (name, x) in enumerate(probes(copied, rows))
+        ]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def verify(network: nn.Module, exported: ExportedModel, expectations: list[Expectation]) -> ParityReport:

@@ -19,7 +19,6 @@ _ACTIVATIONS = {
     "mish", "hardtanh", "relu6", "hardswish", "hardsigmoid", "logsigmoid", "tanhshrink",
 }  # fmt: skip
 
-
 Choose = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
@@ -62,12 +61,8 @@ def probes(network: nn.Module, rows: Mapping[str, Tensor]) -> Iterator[tuple[str
     typical = training[len(training) // 2]
     alternating = torch.where(torch.arange(features) % 2 == 0, 1.0, -1.0).to(training.dtype)  # inf - inf somewhere
     for name, value in (("NaN", torch.nan), ("infinity", torch.inf), ("minus infinity", -torch.inf)):
-        yield (
-            name,
-            torch.cat(
-                [torch.where(unit == 1, value, typical), value * alternating[None], torch.full_like(unit[:1], value)]
-            ),
-        )
+        alone, all_of_them = torch.where(unit == 1, value, typical), torch.full_like(unit[:1], value)
+        yield name, torch.cat([alone, value * alternating[None], all_of_them])
     start = sample(training, SEARCHED_ROWS)
     start = start + 0.01 * half * drawn(torch.randn, len(start))
     searches: dict[str, tuple[Choose, tuple[float, ...]]] = {

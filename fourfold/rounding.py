@@ -109,9 +109,7 @@ class _RunningError(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if self.numbers is not None:
-            args = tuple(float(torch.tensor(a, dtype=self.numbers)) if isinstance(a, float) else a for a in args)
+        args, kwargs = tuple(map(self._number, args)), {key: self._number(a) for key, a in (kwargs or {}).items()}
         name = func.overloadpacket.__name__
         errors: Any = None
         # Also what is made of parameters alone is rounded; only what is made of nothing is exact.
@@ -136,6 +134,11 @@ class _RunningError(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor, error in zip(results, all_errors, strict=True):
                 self._errors[id(tensor)] = (tensor, error)
         return result
+
+    def _number(self, value: Any) -> Any:
+        """A number of the network's code as the judged file has it."""
+        rounds = self.numbers is not None and isinstance(value, float)
+        return float(torch.tensor(value, dtype=self.numbers)) if rounds else value
 
     def _is_shared(self, value: Tensor) -> bool:
         memory = value.untyped_storage().data_ptr()

@@ -447,6 +447,33 @@ def test_another_networks_file_fails(faithful: ExportedModel) -> None:
     assert_failed(verify(network, faithful, expectations(network, rows())), "does not hold linear.weight")
 
 
+class Blended(nn.Module):
+    """A network whose code has a number that float32 does not have, as an argument by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.linear(x), x[:, :1], alpha=0.1)
+
+
+def test_a_number_that_is_given_by_name_is_rounded_as_in_the_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    report = judge(Blended(), rows(), tmp_path)
+    assert report.passed, report.reason
+
+
+def test_the_number_of_threads_is_left_as_it_was(line: LinearRegression) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expectations(line, rows())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("constant", ["initializer of a node", "value_float"])
 def test_a_step_that_hides_below_the_rounding_of_float32_is_found_in_float64(
     constant: str, line: LinearRegression, faithful: ExportedModel, of_the_line: list[Expectation], tmp_path: Path
