@@ -46,6 +46,13 @@ def test_the_page_tells_the_verdict_and_every_case_and_loads_nothing() -> None:
         assert text in page.text, text
 
 
+def test_the_case_that_uses_most_of_what_is_allowed_comes_first() -> None:
+    text = Page(
+        parity_page(report(cases=(Case("mild", "a", 1, worst_ratio=0.1), Case("wild", "b", 1, worst_ratio=0.9))), "")
+    ).text
+    assert text.index("wild") < text.index("mild")
+
+
 @pytest.mark.parametrize("reason", ["the file <b>is</b> & was", "row 0: 1 < 2"])
 def test_a_report_on_a_refused_file_is_a_page_too_and_nothing_in_it_is_taken_for_html(reason: str) -> None:
     page = Page(parity_page(ParityReport("failed", reason), "<script>"))
