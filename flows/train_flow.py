@@ -9,11 +9,7 @@ if __name__ == "__main__":
     services.prepare_environment()
     server = services.PrefectServer.begin()
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 from prefect import flow
-from prefect.runtime import flow_run
 
 from fourfold.errors import DivergedError, ParityError
 from fourfold.fitting import Outcome
@@ -24,7 +20,6 @@ from tasks.make_data import make_data
 from tasks.picture import drawing
 from tasks.register import register
 from tasks.request import check, check_optimizer, settle
-from tasks.tracking import recorded_run
 from tasks.train import advice, train
 from tasks.train_result import TrainResult
 from tasks.verify_onnx import verify_onnx
@@ -34,15 +29,8 @@ from tasks.verify_onnx import verify_onnx
 def train_flow(config: TrainConfig = TrainConfig()) -> TrainResult:
     """Train, evaluate, export, verify and register one model; each run is recorded in MLflow."""
     config = settle(config)
-    result = TrainResult(config, flow_run_id=flow_run.id)
-    tags = {"flow_run_id": flow_run.id, "flow_run_url": flow_run.ui_url}
-    with (
-        TemporaryDirectory(prefix="fourfold-") as name,
-        result.followed(),
-        recorded_run("train", config.title, config.model_dump(), tags) as record,
-    ):
-        folder = Path(name)
-        result.run_id, result.url = record.run_id, record.url
+    result = TrainResult(config)
+    with result.recorded() as (record, folder):
         result.data = data = make_data(config)
         record.dataset(data)
         built = build_model(config, data)

@@ -9,31 +9,20 @@ if __name__ == "__main__":
     services.prepare_environment()
     server = services.PrefectServer.begin()
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 from prefect import flow
-from prefect.runtime import flow_run
 
 from fourfold.errors import ParityError
 from tasks.find_model import find_model
 from tasks.prove_again import VerifyResult, prove
-from tasks.tracking import recorded_run
 
 
 @flow(name="verify", flow_run_name="{config.title}")
 def verify_flow(config: VerifyConfig) -> VerifyResult:
     """Judge a registered model, a run's, or one in a folder by its golden predictions; recorded in MLflow."""
-    result = VerifyResult(config, flow_run_id=flow_run.id)
-    tags = {"flow_run_id": flow_run.id, "flow_run_url": flow_run.ui_url}
-    with (
-        TemporaryDirectory(prefix="fourfold-") as folder,
-        result.followed(),
-        recorded_run("verify", config.title, config.model_dump(), tags) as record,
-    ):
-        result.run_id, result.url = record.run_id, record.url
+    result = VerifyResult(config)
+    with result.recorded() as (record, folder):
         result.found = found = find_model(config.model)
-        result.parity = parity = prove(found, config.title, record, Path(folder))
+        result.parity = parity = prove(found, config.title, record, folder)
         if not parity.passed:
             raise ParityError(f"{found.name} is not what was proved: {parity.reason}")
     return result

@@ -5,6 +5,7 @@ It holds what can be judged without torch or the data; the rest is judged where 
 """
 
 import re
+from abc import ABC, abstractmethod
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -51,10 +52,19 @@ _NOT_IN_A_NAME = r"/:.%\"'"  # what MLflow does not take in the name of a regist
 Assignments = tuple[Annotated[str, _like(r"[^=\s]+=.+", "NAME=VALUE")], ...]
 
 
-class TrainConfig(BaseModel):
-    """One training run, from the data to the registered model."""
+class FlowConfig(BaseModel, ABC):
+    """What every flow's request has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """A name for the run that tells it from its neighbours."""
+
+
+class TrainConfig(FlowConfig):
+    """One training run, from the data to the registered model."""
 
     data: Annotated[
         str,
@@ -207,10 +217,8 @@ class TrainConfig(BaseModel):
         return f"{self.optimizer} lr={self.lr:g} {self.subject}"
 
 
-class VerifyConfig(BaseModel):
+class VerifyConfig(FlowConfig):
     """One proof, today, that a model still predicts what it was proved to predict."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Annotated[
         str,

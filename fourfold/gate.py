@@ -15,7 +15,7 @@ from fourfold.onnx_file import ExportedModel
 from fourfold.parity import MOST_REFERENCE_ROWS, Expectation, ParityReport, failed, prove
 from fourfold.probes import MOST_ROWS, probes, sample
 from fourfold.rounding import evaluate_exactly
-from fourfold.structure import Form, Refused, read_model
+from fourfold.structure import Refused, read_model
 from fourfold.weights import check_weights, tensors
 
 REPEATS, REPEATED_ROWS = 16, 64
@@ -59,7 +59,7 @@ def expect(network: nn.Module, rows: Mapping[str, Tensor]) -> list[Expectation]:
         rows: named (rows, features) tensors; "training rows" is one of them, the first, and not empty.
     """
     copied = detached(network)
-    wide, narrow = deepcopy(copied).double(), deepcopy(copied).float()
+    wide = deepcopy(copied).double()
     at_hand = sum(len(given) > 0 for given in rows.values())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # thousands of operations on few rows: threads that wait for each other take longer
@@ -67,7 +67,7 @@ def expect(network: nn.Module, rows: Mapping[str, Tensor]) -> list[Expectation]:
         with torch.no_grad():
             usual = _largest(copied(sample(next(iter(rows.values())).cpu(), MOST_ROWS).clone()).double())
         return [
-            _expectation(copied, wide, narrow, usual, name, x, number < at_hand)
+            _expectation(copied, wide, usual, name, x, number < at_hand)
             for number, (name, x) in enumerate(probes(copied, rows))
         ]
     finally:
@@ -92,9 +92,8 @@ def verify(network: nn.Module, exported: ExportedModel, expectations: list[Expec
     except OSError as error:
         return failed(f"the file cannot be read: {error.strerror or error}")
     first = expectations[0]
-    form = Form(first.x.shape[1], first.predicted.shape[1], str(first.x.dtype))
     try:
-        model = read_model(content, form)
+        model = read_model(content, first.form)
         accounts = check_weights(model, copied, torch.from_numpy(first.x[:REPEATED_ROWS].copy()))
     except Refused as refusal:
         return failed(str(refusal), content)
@@ -105,7 +104,7 @@ def verify(network: nn.Module, exported: ExportedModel, expectations: list[Expec
 
 
 def _expectation(
-    network: nn.Module, wide: nn.Module, narrow: nn.Module, usual: Tensor, name: str, x: Tensor, at_hand: bool
+    network: nn.Module, wide: nn.Module, usual: Tensor, name: str, x: Tensor, at_hand: bool
 ) -> Expectation:
     with torch.no_grad():
         predicted = network(x.clone())  # a network may change the rows it is given
@@ -121,7 +120,7 @@ def _expectation(
     within_reach = truth.abs() < torch.finfo(x.dtype).max
     undecided |= (x.isfinite().all(dim=1, keepdim=True) & within_reach & ~predicted.isfinite()).any(dim=1)
     if bound is None or bound.isnan().any():
-        fallback = _from_deviation(narrow, usual, x, predicted, truth).expand_as(truth)
+        fallback = _from_deviation(network, usual, x, predicted, truth).expand_as(truth)
         bound = fallback if bound is None else torch.where(bound.isnan(), fallback, bound)
     in_float64 = _in_float64(wide, name, x[:MOST_REFERENCE_ROWS])
     return _expected(
@@ -155,7 +154,7 @@ def _largest(values: Tensor) -> Tensor:
     return torch.where(values.isfinite(), values.abs(), 0).amax(dim=0, keepdim=True)
 
 
-def _from_deviation(narrow: nn.Module, usual: Tensor, x: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
+def _from_deviation(network: nn.Module, usual: Tensor, x: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
     """What is allowed where no bound is known, (1, targets): from what float32 deviates, scaled to the dtype.
 
     Where a set's outputs are all near zero, their terms are not: the scale is at least that of the training rows.
@@ -166,7 +165,7 @@ def _from_deviation(narrow: nn.Module, usual: Tensor, x: Tensor, predicted: Tens
         factor = epsilon / torch.finfo(torch.float32).eps
         try:
             with torch.no_grad():
-                less_exact = narrow(x.to(torch.float32, copy=True)).double()
+                less_exact = deepcopy(network).float()(x.float()).double()
         except Exception:  # a user's network may know its own dtype only
             factor = 0.0
     scale = torch.maximum(_largest(truth), usual)

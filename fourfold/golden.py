@@ -13,7 +13,7 @@ import pyarrow.parquet
 from fourfold.errors import first_line
 from fourfold.onnx_file import ExportedModel
 from fourfold.parity import ARRAYS, Expectation, ParityReport, failed, prove
-from fourfold.structure import Form, Refused, read_model
+from fourfold.structure import Refused, read_model
 
 FILE_NAME = "golden.parquet"
 MOST_ROWS = 128  # of each set
@@ -99,9 +99,8 @@ def prove_again(path: Path, golden: Golden) -> ParityReport:
         content = path.read_bytes()
     except OSError as error:
         return failed(f"the file cannot be read: {error.strerror or error}")
-    first = golden.expectations[0]
     try:
-        model = read_model(content, Form(first.x.shape[1], first.predicted.shape[1], str(first.x.dtype)))
+        model = read_model(content, golden.expectations[0].form)
     except Refused as refusal:
         return failed(str(refusal), content)
     report = prove(content, model, golden.expectations)

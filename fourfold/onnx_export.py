@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fourfold.errors import ExportError
 from fourfold.onnx_file import BATCH, INPUT, OPSET, OUTPUT, ExportedModel
+from fourfold.structure import graphs
 
 
 def detached(network: nn.Module) -> nn.Module:
@@ -73,14 +74,10 @@ def export(network: nn.Module, x: Tensor, path: Path, metadata: Mapping[str, str
 
 
 def _forget_machine(model: onnx.ModelProto) -> None:
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
+    for graph in graphs(model.graph):
         for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
             del part.metadata_props[:]
             part.doc_string = ""
-        for attribute in (attribute for node in graph.node for attribute in node.attribute):
-            graphs += [attribute.g] if attribute.HasField("g") else attribute.graphs
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from fourfold.errors import first_line
 from fourfold.onnx_file import INPUT, OUTPUT, open_session
-from fourfold.structure import widened
+from fourfold.structure import Form, widened
 
 BATCHES = (0, 1, 2, 3, 7, 64)
 MOST_SINGLE_ROWS = 64
@@ -52,6 +52,11 @@ class Expectation:
     basis: str = ""
     at_hand: bool = False
     in_float64: "Expectation | None" = None
+
+    @property
+    def form(self) -> Form:
+        """What a file must promise to predict these rows."""
+        return Form(self.x.shape[1], self.predicted.shape[1], str(self.x.dtype))
 
     def rows(self, chosen: np.ndarray | slice, name: str = "") -> "Expectation":
         """Some of the rows, in the order given."""
@@ -270,8 +275,7 @@ def _shares(actual: np.ndarray, expected: Expectation) -> np.ndarray:
     """
     torchs, truth = expected.predicted, expected.truth
     largest = float(np.finfo(torchs.dtype).max)
-    same = (actual == torchs) | (np.isnan(actual) & np.isnan(torchs))
-    comparable = np.isfinite(actual) & np.isfinite(torchs)
+    same, comparable = _same(actual, torchs), np.isfinite(actual) & np.isfinite(torchs)
     with np.errstate(all="ignore"):
         away = np.abs(actual.astype(np.float64) - truth)
         used = np.where(expected.allowed > 0, away / expected.allowed, np.where(away > 0, np.inf, 0.0))
@@ -287,8 +291,13 @@ def _shares(actual: np.ndarray, expected: Expectation) -> np.ndarray:
 
 def _difference(actual: np.ndarray, torchs: np.ndarray) -> np.ndarray:
     """|actual - torchs| in float64; 0 for the same NaN or infinity, infinite where only one of them is finite."""
-    same = (actual == torchs) | (np.isnan(actual) & np.isnan(torchs))
-    comparable = np.isfinite(actual) & np.isfinite(torchs)
+    same, comparable = _same(actual, torchs), np.isfinite(actual) & np.isfinite(torchs)
     with np.errstate(all="ignore"):
         gap = np.abs(actual.astype(np.float64) - torchs.astype(np.float64))
     return np.where(same, 0.0, np.where(comparable, gap, np.inf))
+
+
+def _same(actual: np.ndarray, torchs: np.ndarray) -> np.ndarray:
+    """Where both are the same number, infinity or NaN."""
+    same: np.ndarray = (actual == torchs) | (np.isnan(actual) & np.isnan(torchs))
+    return same

@@ -133,7 +133,7 @@ def _check_data_inside(model: ModelProto) -> None:
             where = next((entry.value for entry in tensor.external_data if entry.key == "location"), "nowhere")
             raise Refused(f"the file keeps {name} outside, in {where!r}; every weight must be inside")
     for graph in graphs(model.graph):
-        if graph.sparse_initializer or any(node.attribute and _sparse(node) for node in graph.node):
+        if graph.sparse_initializer or any(map(_sparse, graph.node)):
             raise Refused("the file holds a sparse tensor, which no network here has")
 
 

@@ -29,23 +29,22 @@ def check_weights(model: ModelProto, network: nn.Module, x: Tensor) -> dict[str,
         Refused: a tensor is in one of the two and not in the other, or is read by no operator of the file.
     """
     owned = dict(tensors(network))
-    known: dict[tuple[object, ...], str] = {}
-    for values in owned.values():
-        known.setdefault(_key(values.T), "transposed")
-    for values in owned.values():
-        known[_key(values)] = "as it is"
-    found: set[tuple[object, ...]] = set()
-    foreign: list[str] = []
-    for name, values in _stored(model):
-        if _key(values) in known:
-            found |= {_key(values), _key(values.T)}
-        else:
-            foreign.append(f"{name} {values.shape}, which {_reader(model, name)} reads")
+    keys = {name: (_key(values), _key(values.T)) for name, values in owned.items()}
+    of_the_network = {key for both in keys.values() for key in both}
+    stored = [(name, values.shape, _key(values)) for name, values in _stored(model)]
+    in_the_file = {key for _, _, key in stored}
+    foreign = [
+        f"{name} {shape}, which {_reader(model, name)} reads"
+        for name, shape, key in stored
+        if key not in of_the_network
+    ]
     accounts: dict[str, str] = {}
     missing: list[str] = []
-    for name, values in owned.items():
-        if _key(values) in found:
-            accounts[name] = "as it is" if any(_key(v) == _key(values) for _, v in _stored(model)) else "transposed"
+    for name, (key, transposed) in keys.items():
+        if key in in_the_file:
+            accounts[name] = "as it is"
+        elif transposed in in_the_file:
+            accounts[name] = "transposed"
         elif _is_unused(network, name, x):
             accounts[name] = "not used in evaluation"
         else:
@@ -60,7 +59,7 @@ def check_weights(model: ModelProto, network: nn.Module, x: Tensor) -> dict[str,
         raise Refused(
             f"the file holds {foreign[0]}, and the network has no such tensor; a constant of yours must be a buffer"
         )
-    idle = sorted(name for name, _ in _stored(model) if not _is_read(model, name))
+    idle = sorted(name for name, _, _ in stored if not _is_read(model, name))
     if idle:
         raise Refused(f"the file holds {idle[0]}, which no operator reads")
     return accounts

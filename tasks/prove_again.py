@@ -31,11 +31,6 @@ class VerifyResult(FlowResult):
     parity: ParityReport | None = None
 
     @property
-    def title(self) -> str:
-        """The run's name."""
-        return self.config.title
-
-    @property
     def done(self) -> str:
         """The status of a run that came to its end."""
         return "verified"

@@ -86,8 +86,8 @@ def register(
         client.delete_model_version(name, version)
         raise RegistrationError(f"{uri} is not what was verified: {fault}; it was taken back, no alias was moved")
     alias, decision, numbers = _decide(record, name, version, data, evaluation)
-    tags = {"decision": decision, "sha256": exported.sha256, "parity": "passed", "run": record.url, **numbers}
-    tags["golden_sha256"] = file_sha256(stored.with_name(GOLDEN))
+    hashes = {"sha256": exported.sha256, "golden_sha256": file_sha256(stored.with_name(GOLDEN))}
+    tags = {"decision": decision, "parity": "passed", "run": record.url, **hashes, **numbers}
     for key, value in tags.items():
         client.set_model_version_tag(name, version, key, value)
     client.set_registered_model_alias(name, alias, version)

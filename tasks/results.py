@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
+from prefect.runtime import flow_run
+
+from fourfold.configuration import FlowConfig
 from tasks.reporting import publish
+from tasks.tracking import RunRecord, recorded_run
 
 
 @dataclass(kw_only=True)
@@ -22,6 +27,7 @@ class FlowResult(ABC):
     """
 
     flow: ClassVar[str]
+    config: FlowConfig
     flow_run_id: str | None = None
     run_id: str | None = None
     status: str = "running"
@@ -29,11 +35,6 @@ class FlowResult(ABC):
     seconds: float = 0.0
     picture: Path | None = None
     url: str | None = None
-
-    @property
-    @abstractmethod
-    def title(self) -> str:
-        """The run's name."""
 
     @property
     @abstractmethod
@@ -59,6 +60,19 @@ class FlowResult(ABC):
         }
 
     @contextmanager
+    def recorded(self) -> Iterator[tuple[RunRecord, Path]]:
+        """Open the flow's run in MLflow and a temporary folder, for a block whose end is followed."""
+        self.flow_run_id = flow_run.id
+        tags = {"flow_run_id": flow_run.id, "flow_run_url": flow_run.ui_url}
+        with (
+            TemporaryDirectory(prefix="fourfold-") as folder,
+            self.followed(),
+            recorded_run(self.flow, self.config.title, self.config.model_dump(), tags) as record,
+        ):
+            self.run_id, self.url = record.run_id, record.url
+            yield record, Path(folder)
+
+    @contextmanager
     def followed(self) -> Iterator["FlowResult"]:
         """Note how the block ends, publish it in Prefect, and hang this result on the exception that ends it."""
         started = time.perf_counter()
@@ -74,4 +88,4 @@ class FlowResult(ABC):
         finally:
             self.seconds = time.perf_counter() - started
             links = {"The run in MLflow": self.url} if self.url else {}
-            publish(self.flow, self.title, self.rows(), links, self.picture)
+            publish(self.flow, self.config.title, self.rows(), links, self.picture)

@@ -35,11 +35,6 @@ class TrainResult(FlowResult):
     registered: Registered | None = None
 
     @property
-    def title(self) -> str:
-        """The run's name."""
-        return self.config.title
-
-    @property
     def done(self) -> str:
         """The status of a run that came to its end."""
         return "registered" if self.registered else "completed"
