@@ -11,10 +11,11 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from fourfold.errors import RequestError, first_line
-from fourfold.losses import LOSSES, Loss, is_sum
+from fourfold.losses import LOSSES, is_sum
 from fourfold.optimizers import OptimizerConfig, SchedulerConfig
 
 # Each parameter has a curve of its own up to this many; beyond, each tensor's norm has.
@@ -43,6 +44,9 @@ class FitConfig:
         batch_size: rows a step; None for all of them, in their own order. Mini-batches are slices of the
             rows in an order that the seed decides, another one each epoch.
         loss: a name in `fourfold.losses.LOSSES`.
+        budget: gradient evaluations at most, but for what the line search of LBFGS may overrun in its last
+            step; None for as many as the epochs take. Under a budget an optimizer that ends a step over all
+            rows by tolerances of its own, as LBFGS does, has finished, and the rest stays unused.
     """
 
     optimizer: OptimizerConfig
@@ -51,6 +55,7 @@ class FitConfig:
     batch_size: int | None = None
     loss: str = "sse"
     seed: int = 0
+    budget: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,10 @@ def fit(
     optimizer = config.optimizer.build(network)
     scheduler = config.scheduler.build(optimizer) if config.scheduler else None
     loss_function, sums = LOSSES[config.loss], is_sum(config.loss)
-    batches = _Batches(x, y, config)
-    recorder = _Recorder(network, config.epochs)
-    scale = _loss_of_the_mean(y, loss_function)
+    batches = Batches(x, y, config.batch_size, config.seed)
+    epochs = config.epochs if config.budget is None else min(config.epochs, config.budget // batches.count)
+    recorder = _Recorder(network, epochs)
+    scale = loss_of_the_mean(y, config.loss)
     evaluations = 0
 
     def closure() -> Tensor:
@@ -135,12 +141,16 @@ def fit(
     # torch annotates closures as giving a float; they give, and `step` returns, the loss tensor.
     step = cast("Callable[[Callable[[], Tensor]], Tensor]", optimizer.step)
     network.train()
-    epoch, loss, limit = 0, math.nan, math.inf
+    epoch, loss, limit, reason, finished = 0, math.nan, math.inf, "", False
     started = next_report = time.perf_counter()
-    while epoch < config.epochs:
+    while epoch < epochs and not finished:
         recorder.state(epoch, evaluations, optimizer.param_groups[0]["lr"])
         total = 0.0
-        for inputs, targets in batches.epoch():  # noqa: B007 - the closure reads both
+        for number, (inputs, targets) in enumerate(batches.epoch(), 1):  # noqa: B007 - the closure reads both
+            if config.budget is not None:
+                # Each further batch of the epoch needs one.
+                before, most = evaluations, config.budget - evaluations - (batches.count - number)
+                iterations = _limit_iterations(optimizer, most)
             batch_loss = step(closure).item()
             if limit == math.inf:
                 start = batch_loss * len(x) / len(inputs) if sums else batch_loss
@@ -153,13 +163,15 @@ def fit(
             reason = f"the loss went from {recorder.first_loss:.3g} to {loss:.3g} within {epoch + 1} epochs"
             break
         epoch += 1
+        if config.budget is not None:
+            finished = batches.count > config.budget - evaluations or (
+                batches.count == 1 and evaluations - before < iterations
+            )
         if scheduler is not None:
             scheduler.step(loss) if isinstance(scheduler, ReduceLROnPlateau) else scheduler.step()
         if (now := time.perf_counter()) >= next_report:
             on_progress(epoch, loss)
             next_report = now + SECONDS_BETWEEN_REPORTS
-    else:
-        reason = ""
     seconds = time.perf_counter() - started
     network.eval()
     if not reason:
@@ -215,15 +227,26 @@ def try_out(network: nn.Module, x: Tensor, y: Tensor, config: FitConfig) -> None
         ) from error
 
 
-class _Batches:
-    """The rows of each epoch, as views of tensors: no worker pool, no copy of single rows."""
+def loss_of_the_mean(y: Tensor, loss: str) -> float:
+    """The loss of the constant prediction that squared error likes best: the scale of any loss worth having."""
+    return float(LOSSES[loss](y.mean(dim=0).expand_as(y), y))
 
-    def __init__(self, x: Tensor, y: Tensor, config: FitConfig) -> None:
+
+class Batches:
+    """The rows of each epoch, as views of tensors: no worker pool, no copy of single rows.
+
+    Attributes:
+        count: batches an epoch.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, size: int | None, seed: int) -> None:
         self.x, self.y = x, y
-        self.size = config.batch_size or len(x)
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.size = size or len(x)
+        self.count = -(-len(x) // self.size)
+        self.generator = torch.Generator().manual_seed(seed)
 
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets of each batch, in an order that the seed decides, another one each time."""
         if self.size >= len(self.x):
             yield self.x, self.y
             return
@@ -293,6 +316,10 @@ class _Recorder:
         return History(self._loss[:rows], self._evaluations[:rows], self._lr[:rows], self.columns, self._values[:rows])
 
 
-def _loss_of_the_mean(y: Tensor, loss_function: Loss) -> float:
-    """The loss of the constant prediction that squared error likes best: the scale of any loss worth having."""
-    return float(loss_function(y.mean(dim=0).expand_as(y), y))
+def _limit_iterations(optimizer: Optimizer, most: int) -> int:
+    """Let a step of LBFGS make at most so many iterations, one gradient each; give how many it may make, else 0."""
+    group = optimizer.param_groups[0]
+    if "max_iter" not in group:
+        return 0
+    group["max_iter"] = min(group["max_iter"], most)
+    return int(group["max_iter"])

@@ -28,6 +28,11 @@ def scheduler_classes() -> dict[str, type[LRScheduler]]:
     return dict(_concrete_subclasses(lr_scheduler, LRScheduler))
 
 
+def default_lr(name: str) -> float:
+    """The learning rate that an optimizer's constructor takes where none is given."""
+    return float(inspect.signature(optimizer_classes()[name]).parameters["lr"].default)
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     """An optimizer as data.
@@ -83,6 +88,14 @@ class OptimizerConfig:
             groups.append({"params": [remaining.pop(name) for name in matched], "lr": lr})
         if remaining:
             groups.insert(0, {"params": list(remaining.values())})
+        return self.over(groups)
+
+    def over(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """Make the torch optimizer over parameter groups, `params` and where it differs `lr`.
+
+        Raises:
+            RequestError: with what the constructor refuses.
+        """
         try:
             return optimizer_classes()[self.name](groups, lr=self.lr, **self.options)  # type: ignore[call-arg]
         except (ValueError, TypeError, RuntimeError) as error:
