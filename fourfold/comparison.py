@@ -223,7 +223,7 @@ def beats(one: np.ndarray, other: np.ndarray, floor: float) -> bool:
         close = np.abs(one - other) <= SAME_LOSS * np.maximum(one, other)
     told = ~both_failed & ~(close & np.isfinite(one) & np.isfinite(other))
     wins, decided = int((one < other)[told].sum()), int(told.sum())
-    return decided > 0 and wins * 2 > decided and binomtest(wins, decided).pvalue <= SIGNIFICANCE
+    return wins * 2 > decided and bool(binomtest(wins, decided).pvalue <= SIGNIFICANCE)
 
 
 def fewest_seeds() -> int:
@@ -305,7 +305,7 @@ class _ShuffleConfig(OptimizerConfig):
         return Shuffle(groups, lr=self.lr)
 
 
-SHUFFLE, AGAIN = "control: shuffle", "control: SGD again"
+PLAIN, AGAIN, SHUFFLE = "control: SGD", "control: SGD again", "control: shuffle"
 MOMENTA = ("control: SGD momentum 0.5", "control: SGD momentum 0.9")
 
 
@@ -314,6 +314,7 @@ def controls() -> tuple[Contestant, ...]:
     plain = Contestant.parse("SGD")
     momenta = (Contestant.parse(f"SGD:{label.split()[-2]}={label.split()[-1]}") for label in MOMENTA)
     return (
+        replace(plain, label=PLAIN),
         replace(plain, label=AGAIN),
         *(replace(one, label=label) for one, label in zip(momenta, MOMENTA, strict=True)),
         Contestant(SHUFFLE, _ShuffleConfig("Shuffle", 0.01)),
@@ -323,12 +324,11 @@ def controls() -> tuple[Contestant, ...]:
 def failed_controls(standings: Sequence[Standing], floor: float) -> list[str]:
     """Say which of the controls came out otherwise than they must, in a sentence each."""
     losses = {one.label: one.tuned.losses for one in standings}
-    plain = losses.get("SGD", losses[AGAIN])
     best_momentum = min((losses[label] for label in MOMENTA), key=lambda values: Spread.of(values).median)
     faults = []
-    if not np.array_equal(plain, losses[AGAIN]):
+    if not np.array_equal(losses[PLAIN], losses[AGAIN]):
         faults.append("SGD under a second name did not give the same losses")
-    if beats(plain, best_momentum, floor):
+    if beats(losses[PLAIN], best_momentum, floor):
         faults.append("SGD beat SGD with momentum, both tuned")
     others = [values for label, values in losses.items() if label != SHUFFLE]
     if not any(beats(other, losses[SHUFFLE], floor) for other in others):
