@@ -20,6 +20,7 @@ from tasks.make_data import make_data
 from tasks.picture import drawing
 from tasks.register import register
 from tasks.request import check, check_optimizer, settle
+from tasks.tracking import RunRecord
 from tasks.train import advice, train
 from tasks.train_result import TrainResult
 from tasks.verify_onnx import verify_onnx
@@ -28,9 +29,13 @@ from tasks.verify_onnx import verify_onnx
 @flow(name="train", flow_run_name="{config.title}")
 def train_flow(config: TrainConfig = TrainConfig()) -> TrainResult:
     """Train, evaluate, export, verify and register one model; each run is recorded in MLflow."""
-    config = settle(config)
-    result = TrainResult(config)
-    with result.recorded() as (record, folder):
+    return train_into(TrainResult(settle(config)))
+
+
+def train_into(result: TrainResult, parent: RunRecord | None = None) -> TrainResult:
+    """Fill in the result of one training, below the run of another flow where it is a part of that."""
+    config = result.config
+    with result.recorded(parent) as (record, folder):
         result.data = data = make_data(config)
         record.dataset(data)
         built = build_model(config, data)

@@ -54,7 +54,8 @@ class Contestant:
         if any(option.partition("=")[0] == "weight_decay" for option in options):
             raise RequestError(f"--optimizers {text}: weight decay is 0 for all, since it changes the problem")
         label = ":".join((known, *options))
-        if inspect.signature(optimizer_classes()[known]).parameters.get("weight_decay") is not None:
+        decay = inspect.signature(optimizer_classes()[known]).parameters.get("weight_decay")
+        if decay is not None and decay.default != 0:
             options.append("weight_decay=0.0")
         return cls(label, OptimizerConfig.parse(known, default_lr(known), options), tuple(options))
 
@@ -153,6 +154,12 @@ class Standing:
     def tuned_row(self) -> int:
         """Where the best learning rate stands among the members."""
         return int(np.flatnonzero(self.members.learning_rates == self.tuned.lr)[0])
+
+    @property
+    def averaged(self) -> float | None:
+        """Median loss of the averaged weights at the best learning rate; None where the optimizer has none."""
+        losses = self.members.averaged_loss[self.tuned_row]
+        return None if np.isnan(self.members.averaged_loss).all() else float(np.median(losses))
 
     @property
     def diverged(self) -> float:

@@ -26,6 +26,14 @@ def _split_commas(value: Any) -> Any:
     return [piece for part in parts for piece in (part.split(",") if isinstance(part, str) else [part]) if piece != ""]
 
 
+def _split_names(value: Any) -> Any:
+    """Make `"SGD,Adam:betas=0.9,0.99"`, and a list that holds such texts, a flat list: commas before a name divide."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+        return value
+    return [piece.strip() for part in parts for piece in re.split(r",(?=\s*[A-Za-z]|\s*$)", part) if piece.strip()]
+
+
 def _rows(value: Any) -> Any:
     """Make `4`, `"4"`, `"1,2"` and lists of them a list of rows."""
     rows = [value] if isinstance(value, (str, int, float)) else value
@@ -63,8 +71,8 @@ class FlowConfig(BaseModel, ABC):
         """A name for the run that tells it from its neighbours."""
 
 
-class TrainConfig(FlowConfig):
-    """One training run, from the data to the registered model."""
+class ProblemConfig(FlowConfig):
+    """What is learned from which rows by which network: the part that trainings may share."""
 
     data: Annotated[
         str,
@@ -87,6 +95,16 @@ class TrainConfig(FlowConfig):
             ge=0,
             lt=1,
             description="share of rows held out, chosen by the seed (default: 0.2 for a file, else 0)",
+        ),
+    ] = None
+    validation_fraction: Annotated[
+        float | None,
+        DATA,
+        Field(
+            ge=0,
+            lt=1,
+            description="share of rows kept aside to choose between trainings (default: none when one is trained, 0.2 "
+            "of a file when several are compared)",
         ),
     ] = None
     standardize: Annotated[
@@ -121,34 +139,8 @@ class TrainConfig(FlowConfig):
             "averaged (default: mse for a file, else sse)"
         ),
     ] = None
-    optimizer: Annotated[str, FIT, Field(min_length=1, description="any of torch.optim, in any letter case")] = "SGD"
-    lr: Annotated[Finite, FIT, Field(gt=0, description="learning rate")] = 0.01
-    option: Annotated[
-        Assignments, FIT, Field(description="option of the optimizer, as momentum=0.9; repeat it for several")
-    ] = ()
-    lr_for: Annotated[
-        Assignments,
-        FIT,
-        Field(description="learning rate of the parameters whose name matches, as bias=0.1; repeat it for several"),
-    ] = ()
-    scheduler: Annotated[
-        str | None,
-        FIT,
-        Field(min_length=1, description="one of torch.optim.lr_scheduler, stepped once an epoch"),
-    ] = None
-    scheduler_option: Annotated[
-        Assignments,
-        FIT,
-        Field(description="option of the scheduler, as step_size=100; repeat it for several"),
-    ] = ()
-    epochs: Annotated[int, FIT, Field(ge=1, description="passes over the training rows")] = 1000
     batch_size: Annotated[int | None, FIT, Field(ge=1, description="rows a step (default: all of them)")] = None
     dtype: Annotated[Literal["float32", "float64"], FIT, Field(description="number format")] = "float32"
-    device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"],
-        FIT,
-        Field(description="where to train; auto takes a GPU if there is one"),
-    ] = "auto"
     seed: Annotated[
         int,
         FIT,
@@ -161,20 +153,6 @@ class TrainConfig(FlowConfig):
         RESULT,
         Field(description="point to predict, as 4, or 1.5,2 for two features; repeat it (default: 4, for one feature)"),
     ] = ()
-    registered_name: Annotated[
-        Annotated[
-            str,
-            _like(rf"[^{_NOT_IN_A_NAME}\s][^{_NOT_IN_A_NAME}\n]*", "a name without the characters / : . % and quotes"),
-        ]
-        | None,
-        Parameter(name="--register", group=RESULT.group),
-        Field(description="name of the registered model (default: DATA-MODEL)"),
-    ] = None
-    no_register: Annotated[
-        bool,
-        Parameter(name="--no-register", negative=(), group=RESULT.group),
-        Field(description="stop when the exported model is verified"),
-    ] = False
 
     @property
     def is_file(self) -> bool:
@@ -197,9 +175,9 @@ class TrainConfig(FlowConfig):
         return (0.2 if self.is_file else 0.0) if self.test_fraction is None else self.test_fraction
 
     @property
-    def model_name(self) -> str:
-        """The registered model's name, the default resolved."""
-        return self.registered_name or self.subject
+    def validation_share(self) -> float:
+        """The share of rows kept aside to choose by, the default resolved."""
+        return self.validation_fraction or 0.0
 
     @property
     def subject(self) -> str:
@@ -211,10 +189,145 @@ class TrainConfig(FlowConfig):
         """The data's short name: a file's without folder and ending."""
         return re.sub(rf"[{_NOT_IN_A_NAME}\\\s]+", "-", PurePath(self.data).stem) if self.is_file else self.data
 
+
+class TrainConfig(ProblemConfig):
+    """One training run, from the data to the registered model."""
+
+    optimizer: Annotated[str, FIT, Field(min_length=1, description="any of torch.optim, in any letter case")] = "SGD"
+    lr: Annotated[Finite, FIT, Field(gt=0, description="learning rate")] = 0.01
+    option: Annotated[
+        Assignments, FIT, Field(description="option of the optimizer, as momentum=0.9; repeat it for several")
+    ] = ()
+    lr_for: Annotated[
+        Assignments,
+        FIT,
+        Field(description="learning rate of the parameters whose name matches, as bias=0.1; repeat it for several"),
+    ] = ()
+    scheduler: Annotated[
+        str | None,
+        FIT,
+        Field(min_length=1, description="one of torch.optim.lr_scheduler, stepped once an epoch"),
+    ] = None
+    scheduler_option: Annotated[
+        Assignments,
+        FIT,
+        Field(description="option of the scheduler, as step_size=100; repeat it for several"),
+    ] = ()
+    epochs: Annotated[int, FIT, Field(ge=1, description="passes over the training rows")] = 1000
+    budget: Annotated[
+        int | None,
+        FIT,
+        Field(ge=1, description="gradient evaluations at most, of which LBFGS makes many a step (default: any number)"),
+    ] = None
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"],
+        FIT,
+        Field(description="where to train; auto takes a GPU if there is one"),
+    ] = "auto"
+    registered_name: Annotated[
+        Annotated[
+            str,
+            _like(rf"[^{_NOT_IN_A_NAME}\s][^{_NOT_IN_A_NAME}\n]*", "a name without the characters / : . % and quotes"),
+        ]
+        | None,
+        Parameter(name="--register", group=RESULT.group),
+        Field(description="name of the registered model (default: DATA-MODEL)"),
+    ] = None
+    no_register: Annotated[
+        bool,
+        Parameter(name="--no-register", negative=(), group=RESULT.group),
+        Field(description="stop when the exported model is verified"),
+    ] = False
+
+    @property
+    def model_name(self) -> str:
+        """The registered model's name, the default resolved."""
+        return self.registered_name or self.subject
+
     @property
     def title(self) -> str:
         """A name for the run that tells it from its neighbours."""
         return f"{self.optimizer} lr={self.lr:g} {self.subject}"
+
+
+COMPARISON = Parameter(group=Group("Comparison", sort_key=3))
+EIGHT = ("SGD", "Adagrad", "Adam", "Adamax", "ASGD", "RMSprop", "Rprop", "LBFGS")
+
+
+class CompareConfig(ProblemConfig):
+    """One problem under several optimizers, each at many learning rates and from many seeds."""
+
+    optimizers: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        BeforeValidator(_split_names),
+        COMPARISON,
+        Field(
+            min_length=1,
+            description="any of torch.optim, with options as SGD:momentum=0.9, separated by commas; or all",
+        ),
+    ] = EIGHT
+    budget: Annotated[int, COMPARISON, Field(ge=1, description="gradient evaluations of each training")] = 1000
+    learning_rates: Annotated[
+        int,
+        COMPARISON,
+        Field(ge=2, le=1000, description="learning rates of each optimizer, around its default"),
+    ] = 13
+    decades: Annotated[Finite, COMPARISON, Field(gt=0, le=20, description="width of that grid in powers of ten")] = 6
+    lr: Annotated[
+        Finite, COMPARISON, Field(gt=0, description="one learning rate for all, shown beside the tuned ones")
+    ] = 0.01
+    seeds: Annotated[
+        int,
+        COMPARISON,
+        Field(ge=1, le=100_000, description="trainings at each learning rate; each has first weights and an order"),
+    ] = 10
+    target_loss: Annotated[
+        Finite | None,
+        COMPARISON,
+        Field(
+            description="loss whose first time is noted (default: least squares' own and 0.0001 of the way to the "
+            "constant mean's; a tenth of the constant mean's for other networks)"
+        ),
+    ] = None
+    controls: Annotated[
+        bool,
+        Parameter(negative=(), group=COMPARISON.group),
+        Field(description="compare optimizers whose place is known as well, and fail where they are elsewhere"),
+    ] = False
+    workers: Annotated[
+        int | None,
+        COMPARISON,
+        Field(ge=1, le=256, description="processes that train (default: one for each core)"),
+    ] = None
+    register_winners: Annotated[
+        bool,
+        Parameter(name="--register", negative=(), group=RESULT.group),
+        Field(description="register each optimizer's tuned winner as DATA-MODEL, the best as champion"),
+    ] = False
+
+    @property
+    def validation_share(self) -> float:
+        """The share of rows that learning rates are chosen on, the default resolved."""
+        return (0.2 if self.is_file else 0.0) if self.validation_fraction is None else self.validation_fraction
+
+    @property
+    def title(self) -> str:
+        """A name for the run that tells it from its neighbours."""
+        return f"{', '.join(self.optimizers)}: {self.subject}"
+
+    def training(self, optimizer: str = "SGD", lr: float = 0.01, option: tuple[str, ...] = ()) -> TrainConfig:
+        """One of the trainings alone, from the first seed; it stops where the budget is spent."""
+        shared = {name: getattr(self, name) for name in ProblemConfig.model_fields}
+        return TrainConfig(
+            **shared | {"validation_fraction": self.validation_share},
+            optimizer=optimizer,
+            lr=lr,
+            option=option,
+            epochs=self.budget,
+            budget=self.budget,
+            device="cpu",
+            no_register=not self.register_winners,
+        )
 
 
 class VerifyConfig(FlowConfig):

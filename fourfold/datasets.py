@@ -20,13 +20,14 @@ _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training rows and held-out rows, raw, in the dtype of the training.
+    """Training rows, validation rows and held-out rows, raw, in the dtype of the training.
 
     Attributes:
         name: the data's short name.
         features, targets: the columns' names, in order.
         x, y: training rows, (rows, features) and (rows, targets).
         x_test, y_test: held-out rows, the same widths; no rows where nothing is held out.
+        x_validation, y_validation: rows to choose between trainings by; no rows where none are kept aside.
         sha256: of the columns' names and all values as float64, before the split.
         left_out: columns of a file that are not numeric and were therefore not used.
     """
@@ -38,13 +39,15 @@ class Dataset:
     y: Tensor
     x_test: Tensor
     y_test: Tensor
+    x_validation: Tensor
+    y_validation: Tensor
     sha256: str
     left_out: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
-        """Training and held-out rows together."""
-        return len(self.x) + len(self.x_test)
+        """Training, validation and held-out rows together."""
+        return len(self.x) + len(self.x_validation) + len(self.x_test)
 
     @property
     def evaluation_rows(self) -> tuple[str, Tensor, Tensor]:
@@ -122,8 +125,16 @@ def read_table(path: Path, targets: tuple[str, ...], features: tuple[str, ...] =
     )
 
 
-def make_dataset(name: str, table: Table, *, test_fraction: float, seed: int, dtype: torch.dtype) -> Dataset:
-    """Split a table into training and held-out rows.
+def make_dataset(
+    name: str,
+    table: Table,
+    *,
+    test_fraction: float,
+    seed: int,
+    dtype: torch.dtype,
+    validation_fraction: float = 0.0,
+) -> Dataset:
+    """Split a table into training, validation and held-out rows.
 
     Args:
         name: the data's short name.
@@ -132,6 +143,8 @@ def make_dataset(name: str, table: Table, *, test_fraction: float, seed: int, dt
             chosen by a permutation that the seed decides. At 0 the training rows keep their order.
         seed: decides the split.
         dtype: of the tensors.
+        validation_fraction: share of all rows that is kept aside, chosen as those are; which rows are held out
+            does not depend on it.
 
     Raises:
         RequestError: fewer than two rows, or fewer than two left to train on.
@@ -140,16 +153,17 @@ def make_dataset(name: str, table: Table, *, test_fraction: float, seed: int, dt
     held_out = round(rows * test_fraction)
     if rows < 2:
         raise RequestError(f"{name} has {rows} row; at least two are needed")
-    if rows - held_out < 2:
+    aside = held_out + round(rows * validation_fraction)
+    if rows - aside < 2:
+        both = f" and --validation-fraction {validation_fraction:g}" if aside > held_out else ""
         raise RequestError(
-            f"--test-fraction {test_fraction:g} leaves {rows - held_out} of {rows} rows to train on; "
+            f"--test-fraction {test_fraction:g}{both} leaves {max(rows - aside, 0)} of {rows} rows to train on; "
             "at least two are needed"
         )
-    if held_out:
+    order = np.arange(rows)
+    if aside:
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).numpy()
-        test, train = order[:held_out], order[held_out:]
-    else:
-        test, train = np.arange(0), np.arange(rows)
+    test, validation, train = order[:held_out], order[held_out:aside], order[aside:]
 
     def tensor(values: np.ndarray, chosen: np.ndarray) -> Tensor:
         converted = torch.from_numpy(values[chosen]).to(dtype)
@@ -165,6 +179,8 @@ def make_dataset(name: str, table: Table, *, test_fraction: float, seed: int, dt
         y=tensor(table.y, train),
         x_test=tensor(table.x, test),
         y_test=tensor(table.y, test),
+        x_validation=tensor(table.x, validation),
+        y_validation=tensor(table.y, validation),
         sha256=_sha256(table),
         left_out=table.left_out,
     )

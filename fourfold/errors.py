@@ -5,6 +5,7 @@ FourfoldError
  ├── DivergedError      the fit went off; its curve is kept                    exit 1
  ├── ExportError        torch cannot export the network                        exit 1
  ├── ParityError        the exported file predicts otherwise than torch does   exit 1
+ ├── ComparisonError    a comparison contradicts itself                        exit 1
  ├── RegistrationError  the registry gives back another file than was proved   exit 1
  └── ServiceError       a server that the run started did not come up          exit 1
 """
@@ -37,6 +38,10 @@ class ParityError(FourfoldError):
     """onnxruntime does not predict what torch predicts: nothing was registered."""
 
     status = "rejected"
+
+
+class ComparisonError(FourfoldError):
+    """What is known beforehand, or trained a second time, came out otherwise: the table cannot be trusted."""
 
 
 class RegistrationError(FourfoldError):

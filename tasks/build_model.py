@@ -48,7 +48,7 @@ class BuiltModel:
         """W (targets, features) and b (targets,) of a linear network now, float64, in the user's units."""
         assert isinstance(self.core, LinearRegression), "only a linear network has them"
         weights, intercepts = self.core.linear.weight.detach(), self.core.linear.bias.detach()
-        w, b = self._in_raw_units(weights.cpu().double(), intercepts.cpu().double())
+        w, b = self.in_raw_units(weights.cpu().double(), intercepts.cpu().double())
         return w.numpy(), b.numpy()
 
     def curves(self, history: History) -> dict[str, np.ndarray]:
@@ -57,7 +57,7 @@ class BuiltModel:
         if not self.is_linear or count > MOST_PARAMETER_CURVES:
             return dict(zip(history.columns, history.values.T, strict=True))
         values = torch.from_numpy(history.values)
-        w, b = self._in_raw_units(
+        w, b = self.in_raw_units(
             values[:, : -len(self.targets)].reshape(-1, len(self.targets), len(self.features)),
             values[:, -len(self.targets) :],
         )
@@ -68,7 +68,8 @@ class BuiltModel:
         last = replace(history, values=history.values[-1:])
         return {name: float(value) for name, (value,) in self.curves(last).items()}
 
-    def _in_raw_units(self, weights: Tensor, intercepts: Tensor) -> tuple[Tensor, Tensor]:
+    def in_raw_units(self, weights: Tensor, intercepts: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients of a linear core, (..., targets, features) and (..., targets), in the user's units."""
         if isinstance(self.network, Standardized):
             return self.network.cpu().raw_coefficients(weights, intercepts)
         return weights, intercepts

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Annotated, Any, Generic, NoReturn, Protocol, TypeVar
 
@@ -22,11 +22,24 @@ from fourfold.errors import FourfoldError, RequestError
 
 Config = TypeVar("Config", bound=BaseModel)
 # Options whose name is not their field's.
-_SPELLINGS = {"registered-name": "register"}
+_SPELLINGS = {"registered-name": "register", "register-winners": "register"}
 # The export and MLflow make millions of objects that stay; at the default of 700 a second goes into looking at them.
 GARBAGE_THRESHOLDS = (100_000, 20, 100)
+WIDTH_OF_FILES = 120  # where nobody says how wide the page is
 OUTPUT_GROUP = Group("Output", sort_key=9)
 OUTPUT = Parameter(group=OUTPUT_GROUP, negative=())
+
+
+class Texts(Protocol):
+    """Rows of texts under a header."""
+
+    @property
+    def header(self) -> Sequence[str]:
+        """A text for each column."""
+
+    @property
+    def rows(self) -> Sequence[Sequence[str]]:
+        """As long as the header, each."""
 
 
 class Result(Protocol):
@@ -37,6 +50,9 @@ class Result(Protocol):
 
     def rows(self) -> Mapping[str, str]:
         """The same for a person, by name."""
+
+    def tables(self) -> Sequence["Texts"]:
+        """What of it is a table of more than names and values."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,7 @@ def run(request: Request[Config], flow: str, work: Callable[[Config], Result]) -
             reason, code = f"something in the run asked to exit: {code}", 1
     with contextlib.suppress(BrokenPipeError):  # a reader that left early is no fault of the run
         if result is not None:
-            _print_table(result.rows(), sys.stderr if request.json else sys.stdout)
+            _print_tables(result, sys.stderr if request.json else sys.stdout)
         if reason:
             print(f"{flow}: {reason}", file=sys.stderr)
         if request.json:
@@ -148,14 +164,24 @@ def _leave() -> None:
         os._exit(_exit_code[0])
 
 
-def _print_table(rows: Mapping[str, str], file: IO[str]) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(Text(name), Text(value))
+def _print_tables(result: Result, file: IO[str]) -> None:
     console = Console(file=file)
+    if not console.is_terminal:
+        console.width = WIDTH_OF_FILES
     with console.capture() as text:
+        for one in result.tables():
+            wide = Table(box=None, pad_edge=False, header_style="bold")
+            for name in one.header:
+                wide.add_column(Text(name), overflow="fold")
+            for row in one.rows:
+                wide.add_row(*map(Text, row))
+            console.print(wide)
+            console.print()
+        table = Table(show_header=False, box=None, pad_edge=False)
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for name, value in result.rows().items():
+            table.add_row(Text(name), Text(value))
         console.print(table)
     file.write(text.get())
 

@@ -51,6 +51,7 @@ class Evaluation:
         judged_on: "held-out" or "training": the rows behind `accuracy`.
         predictions: (x, y) of each point asked for.
         least_squares: for a linear network under squared error, else None.
+        validation: the accuracy on the rows kept aside to choose by, None where there are none.
     """
 
     loss: float
@@ -58,6 +59,7 @@ class Evaluation:
     accuracy: Accuracy
     predictions: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
     least_squares: Comparison | None
+    validation: Accuracy | None = None
 
 
 def points(config: TrainConfig, data: Dataset) -> Tensor:
@@ -100,14 +102,19 @@ def evaluate(config: TrainConfig, built: BuiltModel, data: Dataset, record: RunR
     evaluation = Evaluation(
         loss=evaluate_loss(network, data.x, data.y, config.loss_name, config.batch_size),
         judged_on=judged_on,
-        accuracy=accuracy(predict(network, x).numpy(), y.numpy()),
+        accuracy=_accuracy_of(network, x, y),
         predictions=tuple(
             (tuple(row), tuple(answer)) for row, answer in zip(asked.tolist(), answers.tolist(), strict=True)
         ),
+        validation=_accuracy_of(network, data.x_validation, data.y_validation) if len(data.x_validation) else None,
         least_squares=_compare(config, built, data) if built.is_linear and is_squared(config.loss_name) else None,
     )
     record.metrics(_metrics(evaluation))
     return evaluation
+
+
+def _accuracy_of(network: nn.Module, x: Tensor, y: Tensor) -> Accuracy:
+    return accuracy(predict(network, x).numpy(), y.numpy())
 
 
 def _compare(config: TrainConfig, built: BuiltModel, data: Dataset) -> Comparison:
@@ -125,6 +132,8 @@ def _metrics(evaluation: Evaluation) -> dict[str, Any]:
     prefix = evaluation.judged_on.replace("-", "_")
     metrics = {"final_loss": evaluation.loss}
     metrics |= {f"{prefix}/{name}": value for name, value in asdict(evaluation.accuracy).items()}
+    if evaluation.validation:
+        metrics |= {f"validation/{name}": value for name, value in asdict(evaluation.validation).items()}
     for number, (_, y) in enumerate(evaluation.predictions):
         metrics |= {f"prediction/{number}/{target}": value for target, value in enumerate(y)}
     if evaluation.least_squares:

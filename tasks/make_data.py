@@ -11,6 +11,8 @@ from fourfold.errors import RequestError
 from tasks.steps import step
 
 BUILT_IN = {"line": line, "sine": sine}
+# Trainings that differ in anything else share their rows.
+_DECIDES_ROWS = ("data", "target", "features", "test_fraction", "validation_fraction", "dtype", "seed")
 
 
 def load(config: TrainConfig) -> Dataset:
@@ -19,9 +21,10 @@ def load(config: TrainConfig) -> Dataset:
     The request is checked before its flow run exists, and the step then takes the very rows that were checked,
     unless the file has changed since: a served flow lives for weeks.
     """
+    rows = TrainConfig(**{name: getattr(config, name) for name in _DECIDES_ROWS})
     path = Path(config.data)
     state = path.stat() if config.is_file and path.is_file() else None
-    return _load(config, (state.st_mtime_ns, state.st_size, state.st_ino) if state else None)
+    return _load(rows, (state.st_mtime_ns, state.st_size, state.st_ino) if state else None)
 
 
 @lru_cache(maxsize=1)
@@ -36,6 +39,7 @@ def _load(config: TrainConfig, _file_state: tuple[int, int, int] | None) -> Data
         config.data_name,
         table,
         test_fraction=config.held_out_fraction,
+        validation_fraction=config.validation_share,
         seed=config.seed,
         dtype=getattr(torch, config.dtype),
     )
@@ -43,5 +47,5 @@ def _load(config: TrainConfig, _file_state: tuple[int, int, int] | None) -> Data
 
 @step(name="make data")
 def make_data(config: TrainConfig) -> Dataset:
-    """Give the training rows and the held-out rows."""
+    """Give the rows to train on, to choose by, and to judge by."""
     return load(config)

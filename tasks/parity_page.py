@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from fourfold.parity import ParityReport
 from tasks.tracking import RunRecord
 
-_TEMPLATES = Environment(
+TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
     lstrip_blocks=True,
 )  # fmt: skip
@@ -28,7 +28,7 @@ def keep_report(report: ParityReport, title: str, record: RunRecord, folder: Pat
 
 def parity_page(report: ParityReport, title: str) -> str:
     """One HTML page that needs nothing else: the verdict, what it rests on, and every case."""
-    return _TEMPLATES.get_template("parity.html").render(report=report, title=title, number=_number)
+    return TEMPLATES.get_template("parity.html").render(report=report, title=title, number=_number)
 
 
 def _number(value: Any) -> str:

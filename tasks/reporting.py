@@ -2,11 +2,12 @@
 
 import base64
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from rich.console import Console
@@ -16,8 +17,8 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextmanager
-def progress(what: str, epochs: int) -> Iterator[Callable[[int, float], None]]:
-    """Show a bar on a terminal, elsewhere a line every five seconds; gives what a fit reports to."""
+def progress(what: str, total: int, unit: str = "epoch") -> Iterator[Callable[[int, float], None]]:
+    """Show a bar on a terminal, elsewhere a line every five seconds; gives what is told of units done and the loss."""
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (
@@ -25,22 +26,44 @@ def progress(what: str, epochs: int) -> Iterator[Callable[[int, float], None]]:
             TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(what, total=epochs, loss="")
-            yield lambda epoch, loss: bar.update(task, completed=epoch, loss=f"{loss:.4g}")
+            task = bar.add_task(what, total=total, loss="")
+            yield lambda done, loss: bar.update(task, completed=done, loss=f"{loss:.4g}")
         return
     last = time.monotonic()
 
-    def line(epoch: int, loss: float) -> None:
+    def line(done: int, loss: float) -> None:
         nonlocal last
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            console.print(f"{what}: epoch {epoch} of {epochs}, loss {loss:.4g}")
+            console.print(f"{what}: {unit} {done} of {total}, loss {loss:.4g}")
 
     yield line
 
 
-def publish(flow: str, title: str, rows: Mapping[str, str], links: Mapping[str, str], picture: Path | None) -> None:
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts under a header.
+
+    Attributes:
+        name: of letters, digits and hyphens.
+    """
+
+    name: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def publish(
+    flow: str,
+    title: str,
+    rows: Mapping[str, str],
+    links: Mapping[str, str],
+    picture: Path | None,
+    tables: Sequence[Table] = (),
+) -> None:
     """Put a table of names and values on the flow run's page in Prefect, with links above and the picture below.
+
+    Further tables become table artifacts of their own.
 
     Outside a flow run there is no page. Where Prefect cannot take it, the run's own end is not changed.
     """
@@ -57,5 +80,8 @@ def publish(flow: str, title: str, rows: Mapping[str, str], links: Mapping[str, 
         lines += ["", f"![loss and fit](data:image/png;base64,{encoded})"]
     try:
         create_markdown_artifact("\n".join(lines), key=flow, description=title)
+        for table in tables:
+            named = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+            create_table_artifact(named, key=f"{flow}-{table.name}", description=title)
     except Exception as error:
         get_run_logger().warning("the result is not on this page: %s", error)

@@ -28,16 +28,16 @@ def check(config: TrainConfig) -> TrainConfig:
     services.check_tracking()
     data = load(settled)
     points(settled, data)
-    build(settled, _two_rows(data))
+    build(settled, two_rows(data))
     return settled
 
 
 def check_optimizer(config: TrainConfig) -> None:
     """Raise RequestError where the optimizer cannot train this model."""
-    built = build(config, _two_rows(load(config)))
+    built = build(config, two_rows(load(config)))
     try_out(built.core, built.x, built.y, fit_config(config))
 
 
-def _two_rows(data: Dataset) -> Dataset:
+def two_rows(data: Dataset) -> Dataset:
     """Enough to see whether a network can be made and trained: the step scales all of them, once."""
     return replace(data, x=data.x[:2], y=data.y[:2])

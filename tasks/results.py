@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from prefect.runtime import flow_run
 
 from fourfold.configuration import FlowConfig
-from tasks.reporting import publish
+from tasks.reporting import Table, publish
 from tasks.tracking import RunRecord, recorded_run
 
 
@@ -59,21 +59,31 @@ class FlowResult(ABC):
             "flow_run_id": self.flow_run_id,
         }
 
+    def tables(self) -> tuple[Table, ...]:
+        """What of the result is a table of more than names and values."""
+        return ()
+
     @contextmanager
-    def recorded(self) -> Iterator[tuple[RunRecord, Path]]:
-        """Open the flow's run in MLflow and a temporary folder, for a block whose end is followed."""
+    def recorded(self, parent: RunRecord | None = None) -> Iterator[tuple[RunRecord, Path]]:
+        """Open the flow's run in MLflow and a temporary folder, for a block whose end is followed.
+
+        As a part of another flow, the run stands below that flow's `parent`, and has no page of its own in Prefect.
+        """
         self.flow_run_id = flow_run.id
         tags = {"flow_run_id": flow_run.id, "flow_run_url": flow_run.ui_url}
+        if parent:
+            tags["mlflow.parentRunId"] = parent.run_id
+        experiment = parent.experiment if parent else self.flow
         with (
             TemporaryDirectory(prefix="fourfold-") as folder,
-            self.followed(),
-            recorded_run(self.flow, self.config.title, self.config.model_dump(), tags) as record,
+            self.followed(published=not parent),
+            recorded_run(experiment, self.config.title, self.config.model_dump(), tags) as record,
         ):
             self.run_id, self.url = record.run_id, record.url
             yield record, Path(folder)
 
     @contextmanager
-    def followed(self) -> Iterator["FlowResult"]:
+    def followed(self, *, published: bool = True) -> Iterator["FlowResult"]:
         """Note how the block ends, publish it in Prefect, and hang this result on the exception that ends it."""
         started = time.perf_counter()
         try:
@@ -87,5 +97,6 @@ class FlowResult(ABC):
             self.status = self.done
         finally:
             self.seconds = time.perf_counter() - started
-            links = {"The run in MLflow": self.url} if self.url else {}
-            publish(self.flow, self.config.title, self.rows(), links, self.picture)
+            if published:
+                links = {"The run in MLflow": self.url} if self.url else {}
+                publish(self.flow, self.config.title, self.rows(), links, self.picture, self.tables())

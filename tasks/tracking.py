@@ -42,9 +42,12 @@ class RunRecord:
     every call here names the run.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, experiment_id: str, origin: Mapping[str, str]) -> None:
+    def __init__(
+        self, client: MlflowClient, run_id: str, experiment: str, experiment_id: str, origin: Mapping[str, str]
+    ) -> None:
         self.client = client
         self.run_id = run_id
+        self.experiment = experiment
         self.experiment_id = experiment_id
         self.origin = {"mlflow_run_id": run_id, **origin}
 
@@ -98,7 +101,11 @@ class RunRecord:
     def dataset(self, data: "Dataset") -> None:
         """Name the data as the run's input."""
         schema = {"features": list(data.features), "targets": list(data.targets)}
-        profile = {"training_rows": len(data.x), "held_out_rows": len(data.x_test)}
+        profile = {
+            "training_rows": len(data.x),
+            "validation_rows": len(data.x_validation),
+            "held_out_rows": len(data.x_test),
+        }
         entity = MlflowDataset(
             data.name, data.sha256[:36], "fourfold", json.dumps({"sha256": data.sha256}), json.dumps(schema),
             json.dumps(profile),
@@ -185,7 +192,7 @@ def _open_run(experiment: str, name: str, tags: Mapping[str, Any]) -> RunRecord:
         run_name=name,
     )
     origin = {key: str(tags[key]) for key in ("flow_run_id",) if tags.get(key)} | git
-    return RunRecord(client, run.info.run_id, experiment_id, origin)
+    return RunRecord(client, run.info.run_id, experiment, experiment_id, origin)
 
 
 def _experiment(client: MlflowClient, name: str, folder: Path | None) -> str:

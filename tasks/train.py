@@ -22,6 +22,7 @@ def fit_config(config: TrainConfig) -> FitConfig:
         batch_size=config.batch_size,
         loss=config.loss_name,
         seed=config.seed,
+        budget=config.budget,
     )
 
 

@@ -135,7 +135,8 @@ def dataset() -> Callable[..., Dataset]:
         x_test, y_test = held_out or (rows[0][:0], rows[1][:0])
         return Dataset(
             "made", features or tuple(f"f{i}" for i in range(rows[0].shape[1])),
-            targets or tuple(f"t{i}" for i in range(rows[1].shape[1])), *rows, x_test, y_test, sha256,
+            targets or tuple(f"t{i}" for i in range(rows[1].shape[1])), *rows, x_test, y_test,
+            rows[0][:0], rows[1][:0], sha256,
         )  # fmt: skip
 
     return make

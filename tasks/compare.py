@@ -1,0 +1,166 @@
+"""The trainings of a comparison, spread over processes."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, as_completed
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fourfold.comparison import Contestant, Standing, contestants, controls, grid, rounding_floor, standing
+from fourfold.configuration import CompareConfig
+from fourfold.datasets import Dataset
+from fourfold.errors import RequestError
+from fourfold.fitting import loss_of_the_mean, try_out
+from fourfold.least_squares import least_squares
+from fourfold.losses import is_squared, is_sum
+from fourfold.population import Members, Problem, Start, train_population, why_not_stacked
+from models.standardize import Standardized
+from tasks.build_model import BuiltModel, build
+from tasks.make_data import load
+from tasks.reporting import progress
+from tasks.request import check, two_rows
+from tasks.steps import step
+from tasks.train import fit_config
+from tasks.workers import workers
+
+# How far along from the constant mean's loss to least squares' own a loss counts as there.
+SHARE_LEFT_LINEAR, SHARE_LEFT_OTHERS = 1e-4, 0.1
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A problem as the engine sees it, and the network of its first seed, which knows the user's units.
+
+    Attributes:
+        floor: the loss that is as good as zero.
+    """
+
+    problem: Problem
+    built: BuiltModel
+    floor: float
+
+
+def check_comparison(config: CompareConfig) -> tuple[Contestant, ...]:
+    """Give the optimizers that are to be compared, or raise RequestError with the first fault.
+
+    Of `all`, those that cannot train this model are left out; one that was asked for by name is refused.
+    """
+    asked = contestants(config.optimizers)
+    training = check(config.training())
+    data = load(training)
+    batches = -(-len(data.x) // (config.batch_size or len(data.x)))
+    if config.budget < batches:
+        raise RequestError(f"--budget {config.budget} is less than the {batches} batches of one epoch; give more")
+    built = build(training, two_rows(data))
+    able, refusals = [], []
+    for one in asked:
+        try:
+            try_out(built.core, built.x, built.y, replace(fit_config(training), optimizer=one.optimizer, budget=None))
+            able.append(one)
+        except RequestError as refusal:
+            refusals.append(refusal)
+    everyone = [name.lower() for name in config.optimizers] == ["all"]
+    if refusals and (not able or not everyone):
+        raise RequestError(str(refusals[0]).replace("--optimizer", "--optimizers")) from refusals[0]
+    return tuple(able)
+
+
+def pose(config: CompareConfig, data: Dataset) -> Posed:
+    """Make the first weights of each seed, and give the rows as the networks see them."""
+    training = config.training()
+    starts = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        each = build(training.model_copy(update={"seed": seed}), data)
+        starts.append(Start.now(seed, each.core))
+        built = each if seed == config.seed else built  # noqa: F821 - the first one makes it
+
+    def seen(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(built.network, Standardized):
+            return built.network.scale_features(x), built.network.scale_targets(y)
+        return x, y
+
+    problem = Problem(
+        starts=tuple(starts),
+        x=built.x,
+        y=built.y,
+        validation=seen(data.x_validation, data.y_validation),
+        test=seen(data.x_test, data.y_test),
+        loss=config.loss_name,
+        batch_size=config.batch_size,
+        budget=config.budget,
+        goal=_goal(config, built),
+    )
+    reported = problem.test[1] if len(data.x_test) else problem.y
+    return Posed(problem, built, rounding_floor(reported, config.loss_name))
+
+
+@step(name="train all members")
+def train_members(config: CompareConfig, posed: Posed, entrants: Sequence[Contestant]) -> list[Standing]:
+    """Train every contestant at every learning rate from every seed; what does not depend on the others runs at once."""
+    entrants = (*entrants, *(controls() if config.controls else ()))
+    return list(_trained(config, posed.problem, entrants))
+
+
+def _trained(config: CompareConfig, problem: Problem, entrants: Sequence[Contestant]) -> Iterator[Standing]:
+    grids = [grid(one.optimizer.lr, config.learning_rates, config.decades) for one in entrants]
+    rates = [sorted({*on_grid, one.optimizer.lr, config.lr}) for one, on_grid in zip(entrants, grids, strict=True)]
+    alone = [why_not_stacked(problem, one.optimizer) for one in entrants]
+    jobs: list[tuple[int, list[float]]] = []
+    # Those that go one by one take longest: they come first, and each learning rate may go to another process.
+    for number in sorted(range(len(entrants)), key=lambda number: not alone[number]):
+        jobs += [(number, [lr]) for lr in rates[number]] if alone[number] else [(number, rates[number])]
+    total = sum(map(len, rates)) * len(problem.starts)
+    parts: list[dict[float, Members]] = [{} for _ in entrants]
+    done, lowest = 0, np.inf
+    with (
+        workers(min(config.workers or os.cpu_count() or 1, len(jobs))) as pool,
+        progress("comparing", total, "training") as report,
+    ):
+        futures: dict[Future[Members], tuple[int, list[float]]] = {
+            pool.submit(
+                train_population, problem, entrants[number].optimizer, some, stacked=not alone[number]
+            ): (number, some)
+            for number, some in jobs
+        }  # fmt: skip
+        for future in as_completed(futures):
+            number, some = futures[future]
+            members = future.result()
+            parts[number][some[0]] = members
+            done += members.loss.size
+            lowest = min(lowest, float(np.where(members.diverged, np.inf, members.loss).min()))
+            report(done, lowest)
+    for one, on_grid, why, part in zip(entrants, grids, alone, parts, strict=True):
+        members = Members.joined([part[lr] for lr in sorted(part)], axis=0)
+        yield standing(one, members, on_grid, config.lr, why)
+
+
+def distances(posed: Posed, data: Dataset, members: Members) -> np.ndarray | None:
+    """Euclidean distance of each member's coefficients from least squares', (rates, seeds), in the user's units.
+
+    None where the network is not linear or the loss not squared: least squares is no answer to it then.
+    """
+    built = posed.built
+    if not built.is_linear or not is_squared(posed.problem.loss):
+        return None
+    exact = least_squares(data.x.numpy(), data.y.numpy())
+    flat, targets = torch.from_numpy(members.parameters).double(), len(data.targets)
+    weights = flat[..., :-targets].reshape(*flat.shape[:-1], targets, len(data.features))
+    w, b = built.in_raw_units(weights, flat[..., -targets:])
+    off = np.concatenate([(w.numpy() - exact.weights).reshape(*flat.shape[:-1], -1), b.numpy() - exact.intercepts], -1)
+    distance: np.ndarray = np.linalg.norm(off, axis=-1)
+    return distance
+
+
+def _goal(config: CompareConfig, built: BuiltModel) -> float:
+    """The loss that is to be reached, in the units in which the core is trained."""
+    if config.target_loss is not None:
+        return config.target_loss
+    constant = loss_of_the_mean(built.y, config.loss_name)
+    if not built.is_linear or not is_squared(config.loss_name):
+        return SHARE_LEFT_OTHERS * constant
+    left = least_squares(built.x.numpy(), built.y.numpy()).sum_of_squares
+    lowest = left if is_sum(config.loss_name) else left / built.y.numel()
+    return lowest + SHARE_LEFT_LINEAR * (constant - lowest)

@@ -1,0 +1,45 @@
+"""Processes that train beside this one, and end with it on every path."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+
+from loky import ProcessPoolExecutor
+from loky.backend import get_context
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@contextmanager
+def workers(count: int) -> Iterator[Executor]:
+    """Start processes for a block; what still runs where it is left by an exception is killed.
+
+    The standard library's own would import the flow's file again in each process, with Prefect and MLflow; loky's
+    import only what a job needs.
+    """
+    pool = ProcessPoolExecutor(count, context=get_context("loky"), initializer=_begin, initargs=(os.getpid(),))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(kill_workers=True)
+        raise
+    pool.shutdown()
+
+
+def _begin(owner: int) -> None:
+    """Leave Ctrl-C to the owner, use one core, and end when the owner is gone, however that came."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == owner:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
