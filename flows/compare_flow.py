@@ -12,7 +12,7 @@ if __name__ == "__main__":
 from prefect import flow
 
 from flows.train_flow import train_into
-from fourfold.comparison import places
+from fourfold.comparison import controls, places
 from fourfold.errors import DivergedError, ParityError
 from tasks.compare import check_comparison, pose, train_members
 from tasks.compare_result import CompareResult
@@ -31,12 +31,13 @@ def compare_flow(config: CompareConfig = CompareConfig()) -> CompareResult:
         result.data = data = make_data(config.training())
         record.dataset(data)
         result.posed = posed = pose(config, data)
-        result.standings = standings = train_members(config, posed, entrants)
+        known = controls() if config.controls else ()
+        standings = train_members(config, posed, (*entrants, *known))
+        result.standings, result.controls = standings[: len(entrants)], standings[len(entrants) :]
         keep_table(standings, posed, data, record, folder)
-        result.places = places(standings, posed.floor)
-        by_label = {one.label: one for one in entrants}
+        result.places = places(result.standings, posed.floor)
         for one in result.ranked:
-            if one.label in by_label and one.tuned.diverged < 1:
+            if one.tuned.diverged < 1:
                 chosen = config.training(one.contestant.optimizer.name, one.tuned.lr, one.contestant.texts)
                 result.winners[one.label] = winner = TrainResult(settle(chosen))
                 try:

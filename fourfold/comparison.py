@@ -5,6 +5,7 @@ Each rule with its reason and source: docs/comparison.md.
 
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,7 +51,10 @@ class Contestant:
             RequestError: an unknown name or option, or a weight decay.
         """
         name, *options = text.split(":")
-        known = OptimizerConfig.parse(name, 1.0).name
+        try:
+            known = OptimizerConfig.parse(name, 1.0, options).name
+        except RequestError as error:
+            raise RequestError(re.sub(r"^--(optimizer|option) \S+", f"--optimizers {text}", str(error))) from None
         if any(option.partition("=")[0] == "weight_decay" for option in options):
             raise RequestError(f"--optimizers {text}: weight decay is 0 for all, since it changes the problem")
         label = ":".join((known, *options))
@@ -68,6 +72,8 @@ def contestants(texts: Sequence[str]) -> tuple[Contestant, ...]:
     """
     names = list(optimizer_classes()) if [text.lower() for text in texts] == ["all"] else texts
     found = [Contestant.parse(name) for name in names]
+    if len(found) < 2:
+        raise RequestError(f"--optimizers {','.join(names)}: it takes two to compare; name more, or all")
     labels = [one.label for one in found]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
@@ -94,9 +100,14 @@ class Spread:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Spread":
-        """Of (seeds,). Between two neighbours the mean is taken, so that infinity is never interpolated."""
-        q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75], method="averaged_inverted_cdf")
-        return cls(float(median), float(q1), float(q3))
+        """Of (seeds,), where a quartile falls between two of them their mean.
+
+        That is NumPy's "averaged_inverted_cdf", which gives NaN between two infinities.
+        """
+        ordered, quarter = np.sort(values), len(values) / 4
+        between = [(math.ceil(part * quarter) - 1, math.floor(part * quarter)) for part in (1, 2, 3)]
+        q1, median, q3 = (float(ordered[low] + ordered[high]) / 2 for low, high in between)
+        return cls(median, q1, q3)
 
 
 @dataclass(frozen=True)
@@ -337,9 +348,9 @@ def failed_controls(standings: Sequence[Standing], floor: float) -> list[str]:
         faults.append("SGD under a second name did not give the same losses")
     if beats(losses[PLAIN], best_momentum, floor):
         faults.append("SGD beat SGD with momentum, both tuned")
-    others = [values for label, values in losses.items() if label != SHUFFLE]
-    if not any(beats(other, losses[SHUFFLE], floor) for other in others):
-        faults.append("nothing beat an optimizer that only shuffles the weights")
+    medians = {label: Spread.of(values).median for label, values in losses.items()}
+    if medians[SHUFFLE] <= min(median for label, median in medians.items() if label != SHUFFLE):
+        faults.append("nothing did better than an optimizer that only shuffles the weights")
     return faults
 
 

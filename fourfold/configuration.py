@@ -266,7 +266,7 @@ class CompareConfig(ProblemConfig):
             description="any of torch.optim, with options as SGD:momentum=0.9, separated by commas; or all",
         ),
     ] = EIGHT
-    budget: Annotated[int, COMPARISON, Field(ge=1, description="gradient evaluations of each training")] = 1000
+    budget: Annotated[int, COMPARISON, Field(ge=1, description="gradient evaluations of each training")] = 200
     learning_rates: Annotated[
         int,
         COMPARISON,

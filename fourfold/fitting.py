@@ -223,7 +223,7 @@ def try_out(network: nn.Module, x: Tensor, y: Tensor, config: FitConfig) -> None
         raise
     except Exception as error:  # a user's network and torch's optimizers may raise anything
         raise RequestError(
-            f"{config.optimizer.name} cannot train this model: {first_line(error)}; choose another --optimizer"
+            f"{config.optimizer.name} cannot train this model: {first_line(error)}; choose another"
         ) from error
 
 
@@ -317,9 +317,12 @@ class _Recorder:
 
 
 def _limit_iterations(optimizer: Optimizer, most: int) -> int:
-    """Let a step of LBFGS make at most so many iterations, one gradient each; give how many it may make, else 0."""
+    """Let a step of LBFGS make at most so many iterations, one gradient each; how many it makes unless it is done.
+
+    0 for other optimizers.
+    """
     group = optimizer.param_groups[0]
     if "max_iter" not in group:
         return 0
     group["max_iter"] = min(group["max_iter"], most)
-    return int(group["max_iter"])
+    return int(min(group["max_iter"], group["max_eval"]))

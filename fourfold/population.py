@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,11 @@ MOST_CURVE_POINTS = 100
 MOST_NUMBERS_AT_ONCE = 5_000_000
 # A network whose forward is random shows it in so many passes, but for one in 3 ** 15 where it chooses among three.
 PASSES_TO_SHOW_RANDOMNESS = 16
-# How far the gradients of a stacked pass may be from those of one network, relative to the largest: batched
-# products round otherwise, 8e-6 was seen.
-GRADIENT_TOLERANCE = 1e-4
-_PROBE_MEMBERS, _PROBE_STEPS = 3, 4
+# How far the numbers of a stacked pass may be from those of one network, relative to the largest: batched products
+# round otherwise, 8e-6 was seen.
+ROUNDING = 1e-4
+# Steps of the optimizer's probe, and numbers in it: more than a kernel's vectors hold, so that their tails are tried.
+_PROBE_STEPS, _PROBE_NUMBERS, _PROBE_ROWS = 4, 70, 3
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Start:
         return cls(seed, network, (torch.get_rng_state(), random.getstate()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """What all trainings of a comparison share.
 
@@ -110,7 +112,7 @@ class Members:
         parameters: (rates, seeds, parameters), the trainable ones, flat, in the order of `parameters()`.
         loss: (rates, seeds) of the training rows at the end; of a diverged one the last that was measured.
         validation_loss, test_loss: the same of those rows, NaN where there are none.
-        averaged_loss: the same of ASGD's averaged weights on the rows that are reported, else NaN.
+        averaged_loss: the same of a stacked ASGD's averaged weights on the rows that are reported, else NaN.
         diverged: (rates, seeds).
         evaluations: gradients computed.
         evaluations_to_goal: after how many of them the loss was first at the goal, infinite if never.
@@ -363,7 +365,7 @@ def _train_alone(
     result = fit(network, problem.x, problem.y, config)
     history, diverged = result.history, result.outcome is Outcome.DIVERGED
     rows = np.searchsorted(history.gradient_evaluations, problem.curve_points(), side="right") - 1
-    curve = np.nan_to_num(history.loss, nan=np.inf)[rows]
+    curve = np.where(np.isnan(history.loss), np.inf, history.loss)[rows]
     if diverged:
         curve[problem.curve_points() > history.gradient_evaluations[-1]] = np.inf
     reached = np.flatnonzero(history.loss <= problem.goal)
@@ -386,42 +388,52 @@ def _train_alone(
     return Members(np.array([lr]), **{name: np.asarray(value)[None, None] for name, value in values.items()})
 
 
+@lru_cache(maxsize=1)  # asked once for each optimizer
 def _network_fault(problem: Problem) -> str:
-    starts = problem.starts[:_PROBE_MEMBERS]
-    networks = [copy.deepcopy(start.network).train() for start in starts]
+    networks = [copy.deepcopy(start.network).train() for start in problem.starts]
     constants = [_constants(network) for network in networks]
-    if any(
-        not torch.equal(mine, other) for one in constants[1:] for mine, other in zip(constants[0], one, strict=True)
-    ):
+    if not all(_alike(constants[0], others) for others in constants):
         return "its networks differ in more than what is trained"
-    x, y = problem.x[:_PROBE_MEMBERS], problem.y[:_PROBE_MEMBERS]
+    x, y = problem.x[:_PROBE_ROWS], problem.y[:_PROBE_ROWS]
     states = torch.get_rng_state(), random.getstate()
     try:
-        alone = torch.stack([_gradient(network, x, y, problem.loss) for network in networks])
+        losses, gradients = zip(*(_pass(network, x, y, problem.loss) for network in networks), strict=True)
+        if any(gradient is None for gradient in gradients[0]):
+            return "its loss does not depend on all that is trained"
+        alone = torch.stack([torch.cat([gradient.reshape(-1) for gradient in each]) for each in gradients])
         for _ in range(PASSES_TO_SHOW_RANDOMNESS - 1):
-            if not torch.equal(_gradient(networks[0], x, y, problem.loss), alone[0]):
+            loss, again = _pass(networks[0], x, y, problem.loss)
+            if not (torch.equal(loss, losses[0]) and _alike(again, gradients[0])):
                 return "the network is random in training"
-        if any(not torch.equal(a, b) for a, b in zip(_constants(networks[0]), constants[0], strict=True)):
+        if not _alike(_constants(networks[0]), constants[0]):
             return "the network changes itself in training"
-        stack = _Stack(replace(problem, starts=starts))
+        stack = _Stack(problem)
         stack.template.train()
         parameters = stack.first.clone().requires_grad_()
-        (together,) = torch.autograd.grad(stack.losses(parameters, x, y).sum(), parameters)
+        # In mini-batches each seed has rows of its own.
+        rows = (x, y) if problem.batches == 1 else tuple(part.repeat(len(networks), 1, 1) for part in (x, y))
+        (together,) = torch.autograd.grad(stack.losses(parameters, *rows).sum(), parameters)
+        judged = stack.evaluate(stack.first, x, y)
+        judged_alone = [evaluate_loss(network, x, y, problem.loss, problem.batch_size) for network in networks]
     except Exception as error:  # of a user's network, or of what vmap cannot do
         return f"the network cannot be stacked: {first_line(error)}"
     finally:
         torch.set_rng_state(states[0])
         random.setstate(states[1])
-    if not torch.allclose(together, alone, rtol=0, atol=GRADIENT_TOLERANCE * float(alone.abs().max())):
-        return "stacked, the network has other gradients"
+    pairs = ((together, alone), (judged, torch.tensor(judged_alone, dtype=torch.float64)))
+    if not all(torch.allclose(a, b, rtol=0, atol=ROUNDING * float(b.abs().max())) for a, b in pairs):
+        return "stacked, the network computes something else"
     return ""
 
 
 def _optimizer_fault(problem: Problem, optimizer: OptimizerConfig) -> str:
     """Step a stack and separate networks by the same made-up gradients; they must stay the same bits."""
+    if optimizer.lr_for:
+        return "some parameters have a learning rate of their own"
     generator = torch.Generator().manual_seed(0)
-    starts = (problem.starts * _PROBE_MEMBERS)[:_PROBE_MEMBERS]
-    networks = [copy.deepcopy(start.network) for start in starts]
+    network = problem.starts[0].network
+    members = max(2, -(-_PROBE_NUMBERS // max(1, len(_flat(network)))))
+    networks = [copy.deepcopy(network) for _ in range(members)]
     try:
         separate = [optimizer.build(network) for network in networks]
         storage = torch.stack([_flat(network) for network in networks])
@@ -441,16 +453,21 @@ def _optimizer_fault(problem: Problem, optimizer: OptimizerConfig) -> str:
     return "" if same else f"{optimizer.name} looks at more than one number at a time"
 
 
-def _gradient(network: nn.Module, x: Tensor, y: Tensor, loss: str) -> Tensor:
-    trained = _trained(network)
-    gradients = torch.autograd.grad(LOSSES[loss](network(x), y), trained, allow_unused=True)
-    pairs = zip(gradients, trained, strict=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs])
+def _pass(network: nn.Module, x: Tensor, y: Tensor, loss: str) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The loss, and the gradient of each trained parameter, None where it is not used."""
+    value = LOSSES[loss](network(x), y)
+    return value.detach(), torch.autograd.grad(value, _trained(network), allow_unused=True)
 
 
 def _constants(network: nn.Module) -> list[Tensor]:
     fixed = [parameter.detach().clone() for parameter in network.parameters() if not parameter.requires_grad]
     return fixed + [buffer.detach().clone() for buffer in network.buffers()]
+
+
+def _alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether two lists of tensors are the same bits in the same types."""
+    pairs = zip(some, others, strict=False)
+    return len(some) == len(others) and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
 def _trained(network: nn.Module) -> list[nn.Parameter]:

@@ -1,7 +1,7 @@
 """The trainings of a comparison, spread over processes."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, replace
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourfold.comparison import Contestant, Standing, contestants, controls, grid, rounding_floor, standing
+from fourfold.comparison import Contestant, Standing, contestants, grid, rounding_floor, standing
 from fourfold.configuration import CompareConfig
 from fourfold.datasets import Dataset
 from fourfold.errors import RequestError
@@ -62,20 +62,20 @@ def check_comparison(config: CompareConfig) -> tuple[Contestant, ...]:
             able.append(one)
         except RequestError as refusal:
             refusals.append(refusal)
-    everyone = [name.lower() for name in config.optimizers] == ["all"]
-    if refusals and (not able or not everyone):
-        raise RequestError(str(refusals[0]).replace("--optimizer", "--optimizers")) from refusals[0]
+    if not able:
+        raise RequestError(f"none of these optimizers can train this model: {refusals[0]}")
+    if refusals and [name.lower() for name in config.optimizers] != ["all"]:
+        raise refusals[0]
     return tuple(able)
 
 
 def pose(config: CompareConfig, data: Dataset) -> Posed:
     """Make the first weights of each seed, and give the rows as the networks see them."""
     training = config.training()
-    starts = []
-    for seed in range(config.seed, config.seed + config.seeds):
-        each = build(training.model_copy(update={"seed": seed}), data)
-        starts.append(Start.now(seed, each.core))
-        built = each if seed == config.seed else built  # noqa: F821 - the first one makes it
+    starts: list[Start] = []
+    for seed in reversed(range(config.seed, config.seed + config.seeds)):  # the first comes last, and stays
+        built = build(training.model_copy(update={"seed": seed}), data)
+        starts.insert(0, Start.now(seed, built.core))
 
     def seen(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(built.network, Standardized):
@@ -99,12 +99,8 @@ def pose(config: CompareConfig, data: Dataset) -> Posed:
 
 @step(name="train all members")
 def train_members(config: CompareConfig, posed: Posed, entrants: Sequence[Contestant]) -> list[Standing]:
-    """Train every contestant at every learning rate from every seed; what does not depend on the others runs at once."""
-    entrants = (*entrants, *(controls() if config.controls else ()))
-    return list(_trained(config, posed.problem, entrants))
-
-
-def _trained(config: CompareConfig, problem: Problem, entrants: Sequence[Contestant]) -> Iterator[Standing]:
+    """Train every contestant at every learning rate from every seed, spread over processes."""
+    problem = posed.problem
     grids = [grid(one.optimizer.lr, config.learning_rates, config.decades) for one in entrants]
     rates = [sorted({*on_grid, one.optimizer.lr, config.lr}) for one, on_grid in zip(entrants, grids, strict=True)]
     alone = [why_not_stacked(problem, one.optimizer) for one in entrants]
@@ -132,9 +128,10 @@ def _trained(config: CompareConfig, problem: Problem, entrants: Sequence[Contest
             done += members.loss.size
             lowest = min(lowest, float(np.where(members.diverged, np.inf, members.loss).min()))
             report(done, lowest)
-    for one, on_grid, why, part in zip(entrants, grids, alone, parts, strict=True):
-        members = Members.joined([part[lr] for lr in sorted(part)], axis=0)
-        yield standing(one, members, on_grid, config.lr, why)
+    return [
+        standing(one, Members.joined([part[lr] for lr in sorted(part)], axis=0), on_grid, config.lr, why)
+        for one, on_grid, why, part in zip(entrants, grids, alone, parts, strict=True)
+    ]
 
 
 def distances(posed: Posed, data: Dataset, members: Members) -> np.ndarray | None:

@@ -23,7 +23,8 @@ class CompareResult(FlowResult):
 
     Attributes:
         status: running, compared or failed.
-        standings: of every optimizer, controls included.
+        standings: of every optimizer.
+        controls: the standings of those whose place is known beforehand.
         places: by label, best first.
         winners: by label, each optimizer at its best learning rate, trained once more alone from the first seed.
     """
@@ -33,6 +34,7 @@ class CompareResult(FlowResult):
     data: Dataset | None = None
     posed: Posed | None = None
     standings: list[Standing] = field(default_factory=list)
+    controls: list[Standing] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
     winners: dict[str, TrainResult] = field(default_factory=dict)
 
@@ -105,12 +107,13 @@ class CompareResult(FlowResult):
         """The ranking, and what the winners are."""
         if not self.places:
             return ()
-        header = (
+        header: tuple[str, ...] = (
             "rank", "optimizer", "own lr", "loss", f"loss at {self.config.lr:g}", "best lr", "tuned loss", "quartiles",
-            "diverged", "to target", "not told from",
+            "diverged", "to target", "beats",
         )  # fmt: skip
         ranking = Table("ranking", header, tuple(self._ranked_row(one) for one in self.ranked))
-        names = [name for winner in self.winners.values() for name in winner.parameters]
+        # Of a large network there are norms, which say nothing about the optimizer.
+        names = [name for winner in self.winners.values() for name in winner.parameters if "norm/" not in name]
         shown = list(dict.fromkeys(names))[:MOST_PARAMETERS_SHOWN]
         points = [x for winner in self.winners.values() if winner.evaluation for x, _ in winner.evaluation.predictions]
         asked = [f"y at {', '.join(map(spell, x))}" for x in dict.fromkeys(points)]
@@ -130,7 +133,7 @@ class CompareResult(FlowResult):
             f"{_number(tuned.loss.q1)} to {_number(tuned.loss.q3)}",
             f"{one.diverged:.0%}",
             _count(tuned.evaluations_to_goal),
-            ", ".join(place.tied),
+            f"{len(place.beats)} of {len(self.places) - 1}",
         )
 
     def _winner_row(self, one: Standing, shown: list[str], asked: list[str]) -> tuple[str, ...]:
@@ -154,8 +157,13 @@ class CompareResult(FlowResult):
 
     def rows(self) -> dict[str, str]:
         """The rest for a person, by name."""
+        rows = {"status": self.status, **self.facts(), "seconds": f"{self.seconds:.1f}"}
+        return rows | ({"runs": services.ui_command()} if self.run_id else {})
+
+    def facts(self) -> dict[str, str]:
+        """What was compared, and what there is to know beside the tables."""
         config, data, posed = self.config, self.data, self.posed
-        rows = {"status": self.status}
+        rows = {}
         if data:
             aside = "".join(
                 f", {len(part)} {name}" for name, part in (("validation", data.x_validation), ("test", data.x_test))
@@ -169,12 +177,7 @@ class CompareResult(FlowResult):
         )
         if posed:
             rows["target"] = f"loss {posed.problem.goal:.4g}"
-        if self.standings:
-            rows |= self._remarks()
-        rows["seconds"] = f"{self.seconds:.1f}"
-        if self.run_id:
-            rows["runs"] = services.ui_command()
-        return rows
+        return rows | (self._remarks() if self.standings else {})
 
     def _remarks(self) -> dict[str, str]:
         remarks = {}
@@ -188,9 +191,21 @@ class CompareResult(FlowResult):
         for one in self.standings:
             if one.averaged is not None:
                 remarks[f"{one.label} averaged"] = f"loss {_number(one.averaged)} with its averaged weights"
+        if self.controls:
+            known = ", ".join(f"{one.label.removeprefix('control: ')} {_loss(one.tuned)}" for one in self.controls)
+            remarks["controls"] = f"tuned losses: {known}"
         if self.config.seeds < fewest_seeds():
             remarks["seeds"] = f"too few to tell any two optimizers apart; {fewest_seeds()} are the fewest"
         return remarks
+
+    def differences(self) -> dict[str, str]:
+        """What may be said of each optimizer against the others."""
+        said = {}
+        for label, place in self.places.items():
+            parts = [f"{verb} {', '.join(others)}" for verb, others in (
+                ("beats", place.beats), ("not told from", place.tied)) if others]  # fmt: skip
+            said[label] = "; ".join(parts) or "beaten by all others"
+        return said
 
     def rules(self) -> list[str]:
         """How it was compared, a sentence each."""
@@ -198,14 +213,14 @@ class CompareResult(FlowResult):
         chosen = "validation" if data and len(data.x_validation) else "training"
         judged = "test" if data and len(data.x_test) else "training"
         return [
-            f"Seeds {config.seed} to {config.seed + config.seeds - 1}: every optimizer starts each from the same weights "
-            "and sees the rows in the same order.",
+            f"Seeds {config.seed} to {config.seed + config.seeds - 1}: from each, every optimizer starts with the same "
+            "weights and sees the rows in the same order.",
             f"Each training may compute {config.budget} gradients, however many steps that are.",
             f"Each optimizer has {config.learning_rates} learning rates over {config.decades:g} decades around its own "
             "default; no scheduler; weight decay 0 for all.",
-            f"The learning rate is chosen by the median loss of the {chosen} rows and reported on the {judged} rows; a "
-            "training that diverged counts as infinity.",
-            "Quartiles, and ranks, are over the seeds: one optimizer beats another where a sign test over the seeds says "
+            f"The learning rate is chosen by the median loss of the {chosen} rows and reported on the {judged} rows; "
+            "a training that diverged counts as infinity.",
+            "Quartiles and ranks are over the seeds: one optimizer beats another where a sign test over the seeds says "
             f"so at {SIGNIFICANCE:.0%}; losses within {SAME_LOSS:.1%}, or below what rounding leaves, are the same.",
         ]
 

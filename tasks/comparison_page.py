@@ -1,9 +1,11 @@
 """A comparison as one HTML page that needs nothing else: tables, and plots that answer to the pointer."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bokeh.embed import components
 from bokeh.models import HoverTool, Range1d
+from bokeh.models.renderers import DataRenderer
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 from jinja2 import Environment
@@ -59,14 +61,14 @@ def _plot(panel: Panel) -> figure:
         lines = panel.contour
         plot.contour(lines.x, lines.y, lines.z, levels=lines.levels.tolist(), line_color=LINES)
         plot.x_range, plot.y_range = Range1d(lines.x[0], lines.x[-1]), Range1d(lines.y[0], lines.y[-1])
-    hovered = []
+    hovered: list[DataRenderer] = []
     for curve in panel.curves:
-        look = {"color": curve.color, "legend_label": curve.label, "name": curve.label}
+        look: dict[str, Any] = {"color": curve.color, "legend_label": curve.label, "name": curve.label}
         if curve.low is not None and curve.high is not None:
             plot.varea(curve.x, curve.low, curve.high, color=curve.color, alpha=0.15, legend_label=curve.label)
         hovered.append(plot.line(curve.x, curve.y, line_width=2, line_dash=curve.dash, **look))
         if curve.mark:
-            plot.scatter(*([value] for value in curve.mark), size=9, **look)
+            plot.scatter(x=[curve.mark[0]], y=[curve.mark[1]], size=9, **look)
     tips = [("", "$name"), (panel.x_label, "$snap_x{0.000g}"), (panel.y_label, "$snap_y{0.000g}")]
     plot.add_tools(HoverTool(renderers=hovered, tooltips=tips, line_policy="nearest"))
     plot.axis.major_label_text_color = plot.axis.axis_label_text_color = TEXT

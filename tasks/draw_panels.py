@@ -20,7 +20,9 @@ def draw_panels(panels: Sequence[Panel], title: str, picture: Path) -> None:
         empty.remove()
     figure.suptitle(title)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), 8 if max(map(len, labels)) < 10 else 4)
+    )
     figure.savefig(picture, dpi=110)
 
 

@@ -1,5 +1,6 @@
 """What is kept of a comparison: every training as a row, the pictures, the page."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ PARENT_FILES = ("comparison.parquet", "comparison.png", "comparison.html")
 
 
 @step(name="keep the table")
-def keep_table(standings: list[Standing], posed: Posed, data: Dataset, record: RunRecord, folder: Path) -> None:
+def keep_table(standings: Sequence[Standing], posed: Posed, data: Dataset, record: RunRecord, folder: Path) -> None:
     """Keep a row for every optimizer, learning rate and seed as Parquet."""
     columns: dict[str, list[np.ndarray]] = {}
     for one in standings:
@@ -60,7 +61,9 @@ def keep_pictures(result: CompareResult, record: RunRecord, folder: Path) -> Pat
     made = panels(result.ranked, result.posed, result.data, histories, result.unit)
     picture, page = folder / PARENT_FILES[1], folder / PARENT_FILES[2]
     draw_panels(made, result.config.title, picture)
-    text = comparison_page(result.config.title, result.rows(), result.tables(), made, result.rules())
+    text = comparison_page(
+        result.config.title, result.facts() | result.differences(), result.tables(), made, result.rules()
+    )
     page.write_text(text, encoding="utf-8")
     record.file(picture)
     record.file(page)
@@ -73,12 +76,13 @@ def check_result(result: CompareResult) -> None:
     Batched products round otherwise, and a training may amplify that, but not beyond what another seed changes.
     """
     assert result.posed is not None, "it was compared"
-    faults = failed_controls(result.standings, result.posed.floor) if result.config.controls else []
+    faults = failed_controls(result.controls, result.posed.floor) if result.controls else []
     for one in result.standings:
         difference = result.difference_alone(one)
         losses = one.members.loss[one.tuned_row]
         spread = Spread.of(np.where(np.isnan(losses), np.inf, losses))
-        if difference is not None and difference > max(SAME_LOSS, (spread.q3 - spread.q1) / spread.q3):
+        width = (spread.q3 - spread.q1) / spread.q3 if spread.q3 else 0.0
+        if difference is not None and difference > max(SAME_LOSS, width):
             faults.append(f"{one.label} trained alone ended {difference:.1%} from the same training in the comparison")
     if faults:
         raise ComparisonError(f"this comparison cannot be trusted: {'; '.join(faults)}")
