@@ -1,13 +1,14 @@
 # make train [ARGS="--optimizer Adam"]   set up .venv where needed, then run the main job
 # make test  [ARGS="-k parity"]          the tests
 # make check                             format, lint, types and the direction of imports
+# make bench-comparison                  what a comparison costs beside the same trainings one after another
 # make bench                             what a run costs beside a bare script, and what the gate finds and costs
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test check bench
+.PHONY: train test check bench bench-comparison
 train: $(READY)
 	@$(BIN)/python flows/train_flow.py $(ARGS)
 
@@ -23,6 +24,9 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
 	$(BIN)/python benchmarks/gate.py
+
+bench-comparison: $(READY)
+	$(BIN)/python benchmarks/comparison.py $(ARGS)
 
 # Installed anew only when what is to be installed has changed.
 $(READY): pyproject.toml constraints.txt

@@ -84,10 +84,12 @@ def contestants(texts: Sequence[str]) -> tuple[Contestant, ...]:
 def grid(centre: float, count: int, decades: float) -> tuple[float, ...]:
     """Learning rates evenly spaced in their logarithm, as many and as wide for every optimizer.
 
-    >>> [float(f"{lr:.4g}") for lr in grid(0.001, 3, 2)]
-    [0.0001, 0.001, 0.01]
+    To six digits, so that one can be typed again, and is the default where it should be.
+
+    >>> grid(0.001, 3, 2)
+    (0.0001, 0.001, 0.01)
     """
-    return tuple(centre * 10 ** (decades * (place / (count - 1) - 0.5)) for place in range(count))
+    return tuple(float(f"{centre * 10 ** (decades * (place / (count - 1) - 0.5)):.6g}") for place in range(count))
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,7 @@ def pose(config: CompareConfig, data: Dataset) -> Posed:
 def train_members(config: CompareConfig, posed: Posed, entrants: Sequence[Contestant]) -> list[Standing]:
     """Train every contestant at every learning rate from every seed, spread over processes."""
     problem = posed.problem
-    grids = [grid(one.optimizer.lr, config.learning_rates, config.decades) for one in entrants]
-    rates = [sorted({*on_grid, one.optimizer.lr, config.lr}) for one, on_grid in zip(entrants, grids, strict=True)]
+    rates = [rates_of(config, one) for one in entrants]
     alone = [why_not_stacked(problem, one.optimizer) for one in entrants]
     jobs: list[tuple[int, list[float]]] = []
     # Those that go one by one take longest: they come first, and each learning rate may go to another process.
@@ -129,9 +128,18 @@ def train_members(config: CompareConfig, posed: Posed, entrants: Sequence[Contes
             lowest = min(lowest, float(np.where(members.diverged, np.inf, members.loss).min()))
             report(done, lowest)
     return [
-        standing(one, Members.joined([part[lr] for lr in sorted(part)], axis=0), on_grid, config.lr, why)
-        for one, on_grid, why, part in zip(entrants, grids, alone, parts, strict=True)
+        standing(one, Members.joined([part[lr] for lr in sorted(part)], axis=0), _grid(config, one), config.lr, why)
+        for one, why, part in zip(entrants, alone, parts, strict=True)
     ]
+
+
+def rates_of(config: CompareConfig, one: Contestant) -> list[float]:
+    """An optimizer's learning rates, rising: its grid, its own default, and the one for all."""
+    return sorted({*_grid(config, one), one.optimizer.lr, config.lr})
+
+
+def _grid(config: CompareConfig, one: Contestant) -> tuple[float, ...]:
+    return grid(one.optimizer.lr, config.learning_rates, config.decades)
 
 
 def distances(posed: Posed, data: Dataset, members: Members) -> np.ndarray | None:
