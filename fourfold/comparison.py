@@ -171,8 +171,8 @@ class Standing:
     @property
     def averaged(self) -> float | None:
         """Median loss of the averaged weights at the best learning rate; None where the optimizer has none."""
-        losses = self.members.averaged_loss[self.tuned_row]
-        return None if np.isnan(self.members.averaged_loss).all() else float(np.median(losses))
+        losses, row = self.members.averaged_loss, self.tuned_row
+        return Spread.of(_with_failures(losses[row], self.members.diverged[row])).median if _there(losses) else None
 
     @property
     def diverged(self) -> float:

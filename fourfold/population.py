@@ -112,7 +112,8 @@ class Members:
         parameters: (rates, seeds, parameters), the trainable ones, flat, in the order of `parameters()`.
         loss: (rates, seeds) of the training rows at the end; of a diverged one the last that was measured.
         validation_loss, test_loss: the same of those rows, NaN where there are none.
-        averaged_loss: the same of a stacked ASGD's averaged weights on the rows that are reported, else NaN.
+        averaged_loss: the same of a stacked ASGD's averaged weights on the rows that are reported, else NaN; also
+            NaN of a member that diverged while it was trained.
         diverged: (rates, seeds).
         evaluations: gradients computed.
         evaluations_to_goal: after how many of them the loss was first at the goal, infinite if never.
@@ -267,6 +268,7 @@ class _Stack:
             averages = torch.stack([made.state[each]["ax"] for each in of_rates]).view_as(everyone)
             reported = problem.test if len(problem.test[0]) else (problem.x, problem.y)
             averaged = self.evaluate(averages, *reported)
+            averaged[judge.lost] = torch.nan  # they went on with the others of their learning rate
         shape = (rates, seeds)
 
         def grid(values: Tensor) -> np.ndarray:

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 
 from loky import ProcessPoolExecutor
-from loky.backend import get_context
+from loky.backend import get_context, resource_tracker
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -23,11 +23,22 @@ def workers(count: int) -> Iterator[Executor]:
     """
     pool = ProcessPoolExecutor(count, context=get_context("loky"), initializer=_begin, initargs=(os.getpid(),))
     try:
+        _boot(pool)
         yield pool
     except BaseException:
         pool.shutdown(kill_workers=True)
         raise
     pool.shutdown()
+
+
+def _boot(pool: Executor) -> None:
+    """Start the processes with Ctrl-C blocked, which they inherit: until `_begin` they would die of it, loudly."""
+    resource_tracker.ensure_running()  # starting it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        pool.submit(int)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(owner: int) -> None:

@@ -7,20 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic.fields import FieldInfo
 from workplaces import ROOT
 
-from fourfold.configuration import TrainConfig
+from fourfold.configuration import CompareConfig, ProblemConfig, TrainConfig
 from fourfold.onnx_export import export
 from models.linear import LinearRegression
 
 README = (ROOT / "README.md").read_text()
 
 
-def option_table() -> str:
-    """Each option of the configuration, in order, as a row of Markdown."""
+def option_table(fields: dict[str, FieldInfo]) -> str:
+    """Each option of a configuration, in order, as a row of Markdown."""
     rows = ["| option | what it decides |", "|---|---|"]
-    spellings = {"registered_name": "register"}
-    for name, field in TrainConfig.model_fields.items():
+    spellings = {"registered_name": "register", "register_winners": "register"}
+    for name, field in fields.items():
         option = spellings.get(name, name).replace("_", "-")
         default = field.default
         if isinstance(default, tuple):
@@ -30,9 +31,17 @@ def option_table() -> str:
     return "\n".join(rows)
 
 
-def test_the_option_table_is_the_configuration() -> None:
-    (table,) = re.findall(r"<!-- options:.*?-->\n(.*?)\n<!-- end of options -->", README, flags=re.DOTALL)
-    assert table == option_table(), f"README.md should hold:\n{option_table()}"
+OF_COMPARISON = {
+    name: one for name, one in CompareConfig.model_fields.items() if name not in ProblemConfig.model_fields
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"), [("options", TrainConfig.model_fields), ("comparison", OF_COMPARISON)], ids=["train", "compare"]
+)
+def test_the_option_tables_are_the_configurations(name: str, fields: dict[str, FieldInfo]) -> None:
+    (table,) = re.findall(rf"<!-- {name}:.*?-->\n(.*?)\n<!-- end of {name} -->", README, flags=re.DOTALL)
+    assert table == option_table(fields), f"README.md should hold:\n{option_table(fields)}"
 
 
 def test_readme_stays_short() -> None:

@@ -36,6 +36,9 @@ class Told:
     def rows(self) -> Mapping[str, str]:
         return self.shown
 
+    def tables(self) -> tuple[Any, ...]:
+        return ()
+
 
 def run(work: Callable[[TrainConfig], Any], *, as_json: bool = False, verbose: bool = False) -> int:
     with pytest.raises(SystemExit) as ended:
@@ -82,6 +85,8 @@ GOOD_LINES: list[tuple[str, dict[str, Any]]] = [
     ("--scheduler StepLR", {"scheduler": "StepLR"}),
     ("--scheduler-option step_size=10", {"scheduler_option": ("step_size=10",)}),
     ("--epochs 50", {"epochs": 50}),
+    ("--budget 50", {"budget": 50}),
+    ("--validation-fraction 0.25", {"validation_fraction": 0.25}),
     ("--batch-size 8", {"batch_size": 8}),
     ("--dtype float64", {"dtype": "float64"}),
     ("--device cpu", {"device": "cpu"}),
@@ -344,6 +349,8 @@ class Told:
         return {"flow": "train", "status": "completed"}
     def rows(self):
         return {"status": "completed"}
+    def tables(self):
+        return ()
 
 def work(config):
     WORK

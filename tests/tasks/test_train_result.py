@@ -209,7 +209,8 @@ class TestFollowed:
                 block()
         else:
             block()
-        ((flow, title, rows, links, picture),) = published
+        ((flow, title, rows, links, picture, tables),) = published
+        assert tables == ()
         assert flow == "train"
         assert title == "SGD lr=0.01 line-linear"
         assert rows["status"] == ("diverged" if fails else "completed")
