@@ -54,7 +54,9 @@ class Contestant:
         try:
             known = OptimizerConfig.parse(name, 1.0, options).name
         except RequestError as error:
-            raise RequestError(re.sub(r"^--(optimizer|option) \S+", f"--optimizers {text}", str(error))) from None
+            raise RequestError(
+                re.sub(r"^--(optimizer|option) [^:]*?(?=: | is )", lambda _: f"--optimizers {text}", str(error))
+            ) from None
         if any(option.partition("=")[0] == "weight_decay" for option in options):
             raise RequestError(f"--optimizers {text}: weight decay is 0 for all, since it changes the problem")
         label = ":".join((known, *options))
@@ -108,7 +110,7 @@ class Spread:
         """
         ordered, quarter = np.sort(values), len(values) / 4
         between = [(math.ceil(part * quarter) - 1, math.floor(part * quarter)) for part in (1, 2, 3)]
-        q1, median, q3 = (float(ordered[low] + ordered[high]) / 2 for low, high in between)
+        q1, median, q3 = (float(ordered[low]) / 2 + float(ordered[high]) / 2 for low, high in between)
         return cls(median, q1, q3)
 
 

@@ -41,7 +41,7 @@ PASSES_TO_SHOW_RANDOMNESS = 16
 # round otherwise, 8e-6 was seen.
 ROUNDING = 1e-4
 # Steps of the optimizer's probe, and numbers in it: more than a kernel's vectors hold, so that their tails are tried.
-_PROBE_STEPS, _PROBE_NUMBERS, _PROBE_ROWS = 4, 70, 3
+_PROBE_STEPS, _PROBE_NUMBERS, _PROBE_ROWS = 12, 200, 3
 
 
 @dataclass(frozen=True)
@@ -432,6 +432,8 @@ def _optimizer_fault(problem: Problem, optimizer: OptimizerConfig) -> str:
     """Step a stack and separate networks by the same made-up gradients; they must stay the same bits."""
     if optimizer.lr_for:
         return "some parameters have a learning rate of their own"
+    if optimizer.options.get("fused"):  # by one unit in the last place, too seldom to be sure to find it
+        return "a fused step rounds a vector's numbers otherwise than single ones"
     generator = torch.Generator().manual_seed(0)
     network = problem.starts[0].network
     members = max(2, -(-_PROBE_NUMBERS // max(1, len(_flat(network)))))

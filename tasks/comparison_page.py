@@ -69,8 +69,9 @@ def _plot(panel: Panel) -> figure:
         hovered.append(plot.line(curve.x, curve.y, line_width=2, line_dash=curve.dash, **look))
         if curve.mark:
             plot.scatter(x=[curve.mark[0]], y=[curve.mark[1]], size=9, **look)
-    tips = [("", "$name"), (panel.x_label, "$snap_x{0.000g}"), (panel.y_label, "$snap_y{0.000g}")]
-    plot.add_tools(HoverTool(renderers=hovered, tooltips=tips, line_policy="nearest"))
+    tips = [("", "$name"), (panel.x_label, "$snap_x{%.4g}"), (panel.y_label, "$snap_y{%.4g}")]
+    printf: Any = {"$snap_x": "printf", "$snap_y": "printf"}
+    plot.add_tools(HoverTool(renderers=hovered, tooltips=tips, formatters=printf, line_policy="nearest"))
     plot.axis.major_label_text_color = plot.axis.axis_label_text_color = TEXT
     plot.axis.axis_line_color = plot.axis.major_tick_line_color = plot.axis.minor_tick_line_color = TEXT
     plot.grid.grid_line_color = LINES

@@ -18,7 +18,7 @@ def draw_panels(panels: Sequence[Panel], title: str, picture: Path) -> None:
         _draw(one, panel)
     for empty in axes[len(panels) :]:
         empty.remove()
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(len(labels), 8 if max(map(len, labels)) < 10 else 4)

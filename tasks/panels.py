@@ -8,8 +8,9 @@ import torch
 
 from fourfold.comparison import Spread, Standing, best_of
 from fourfold.datasets import Dataset
-from fourfold.fitting import History
+from fourfold.fitting import History, loss_of_the_mean
 from fourfold.losses import LOSSES
+from models.standardize import Standardized
 from tasks.compare import Posed
 
 # Okabe and Ito's colours, which the colour-blind can tell apart (https://jfly.uni-koeln.de/color); black is left out
@@ -19,7 +20,7 @@ DASHES = ("solid", "dashed", "dotted", "dashdot")
 # Losses above so many times the constant mean's say no more than that it went wrong.
 TOP_OF_PICTURE = 100
 CONTOUR_SIDE, MOST_CONTOUR_ROWS, CONTOUR_LEVELS = 80, 1000, 12
-MOST_PATH_POINTS = 400
+MOST_PATH_POINTS, FARTHEST = 400, 1e9
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ def panels(
         one.label: (COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)])
         for number, one in enumerate(standings)
     }
-    top = TOP_OF_PICTURE * float(np.nanmax([one.members.curve[0, 0, 0] for one in standings] or [1.0]))
+    starts = np.array([one.members.curve[0, :, 0] for one in standings])
+    constant = loss_of_the_mean(posed.problem.y, posed.problem.loss)
+    top = TOP_OF_PICTURE * max(constant, *starts[np.isfinite(starts)].tolist(), posed.floor)
 
     def shown(losses: np.ndarray) -> np.ndarray:
         """What a logarithmic axis can show: rounding instead of zero, nothing instead of infinity."""
@@ -172,15 +175,17 @@ def _paths(
 
 
 def _around(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.01, 0.99])
+    seen = values[np.abs(values) < FARTHEST]  # neither NaN nor infinity is
+    low, high = np.quantile(seen, [0.01, 0.99]) if len(seen) else (0.0, 0.0)
     margin = 0.15 * (high - low) or 0.5
     return float(low - margin), float(high + margin)
 
 
 def _contour(w: np.ndarray, b: np.ndarray, posed: Posed, data: Dataset) -> Contour:
     rows = torch.linspace(0, len(data.x) - 1, min(len(data.x), MOST_CONTOUR_ROWS)).long()
-    x, y = data.x[rows].double(), data.y[rows].double()
+    x, y, network = data.x[rows].double(), posed.built.y[rows].double(), posed.built.network
+    seen = network.scale_targets if isinstance(network, Standardized) else lambda prediction: prediction
     loss = LOSSES[posed.problem.loss]
-    z = np.array([[float(loss(x * slope + shift, y)) for slope in w] for shift in b])
+    z = np.array([[float(loss(seen(x * slope + shift), y)) for slope in w] for shift in b])
     lowest, highest = max(float(z.min()), posed.floor), float(z.max())
     return Contour(w, b, z, np.geomspace(max(lowest, highest * 1e-6), highest, CONTOUR_LEVELS))

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 
 from loky import ProcessPoolExecutor
-from loky.backend import get_context, resource_tracker
+from loky.backend import get_context
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -32,13 +32,14 @@ def workers(count: int) -> Iterator[Executor]:
 
 
 def _boot(pool: Executor) -> None:
-    """Start the processes with Ctrl-C blocked, which they inherit: until `_begin` they would die of it, loudly."""
-    resource_tracker.ensure_running()  # starting it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Start the processes with Ctrl-C ignored, which they inherit: until `_begin` they would die of it, loudly."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # nobody else may change it
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         pool.submit(int)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
 
 
 def _begin(owner: int) -> None:

