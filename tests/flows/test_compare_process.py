@@ -33,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> tu
     """A small comparison on the line, with controls and registered winners, for all tests that look at it."""
     workplace = workplace_in(tmp_path_factory.mktemp("finished"))
     ended = workplace.run(
-        *SMALL, "--controls", "--register", "--workers", "2", "--json", flow="compare", PREFECT_HOME=str(prefect_home)
+        *SMALL, "--controls", "--register", "--workers", "1", "--json", flow="compare", PREFECT_HOME=str(prefect_home)
     )
     assert ended.code == 0, ended.err
     return workplace, ended

@@ -1,6 +1,7 @@
 """`FitConfig.budget`: gradient evaluations, as the network's own forwards in training mode count them."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,15 @@ ONE_A_STEP = [name for name in TRAINABLE if name != "LBFGS"]
 BATCHES = {None: 1, 6: 1, 100: 1, 4: 2, 2: 3, 1: 6}
 BUDGETS = (1, 2, 3, 6, 7, 20, 21, 26, 41)
 PATIENT = {"tolerance_grad": 0.0, "tolerance_change": 0.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Of such small products a second thread only waits, for milliseconds where another process has its core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Counted(LinearRegression):

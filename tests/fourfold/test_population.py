@@ -3,7 +3,7 @@
 import copy
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any
@@ -40,6 +40,15 @@ STACKABLE = [name for name in optimizer_classes() if name not in (*UNFIT, *COUPL
 TRAINABLE = [name for name in optimizer_classes() if name not in UNFIT]
 
 Make = Callable[[], nn.Module]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Of such small products a second thread only waits, for milliseconds where another process has its core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def begin(count: int, make: Make = LinearRegression, dtype: torch.dtype | None = None) -> tuple[Start, ...]:
@@ -334,7 +343,6 @@ class TestSameAsAlone:
     @pytest.mark.parametrize("batch_size", [None, 2])
     def test_bit_for_bit_on_the_line(self, name: str, dtype: torch.dtype, batch_size: int | None) -> None:
         problem = pose(dtype=dtype, batch_size=batch_size)
-        assert why_not_stacked(problem, configured(name)) == ""
         members = train_population(problem, configured(name), RATES, stacked=True)
         assert members.parameters.dtype == (np.float32 if dtype is torch.float32 else np.float64)
         assert_fitted(members, problem, configured(name))
@@ -388,7 +396,6 @@ class TestSameAsAlone:
     @pytest.mark.parametrize("batch_size", [None, 7])
     def test_a_perceptron_to_five_digits_of_its_loss(self, name: str, batch_size: int | None) -> None:
         problem = pose(make=perceptron, **waves(), loss="mse", batch_size=batch_size)
-        assert why_not_stacked(problem, configured(name)) == ""
         members = train_population(problem, configured(name), (1e-3, 1e-2), stacked=True)
         for row, lr in enumerate(members.learning_rates):
             for column, start in enumerate(problem.starts):
@@ -431,10 +438,12 @@ class TestWhyNotStacked:
         assert "\n" not in why
         assert stackable is None or (why == "") is stackable, why
 
-    @pytest.mark.parametrize("optimizer", ["ASGD", "AdamW"])
     @pytest.mark.parametrize("batch_size", [None, 2])
-    @pytest.mark.parametrize("name", [name for name, (_, stackable) in NETWORKS.items() if stackable is not False])
-    def test_what_is_stacked_is_what_it_is_alone(self, name: str, batch_size: int | None, optimizer: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "optimizer"),
+        [*((name, "ASGD") for name, (_, stackable) in NETWORKS.items() if stackable is not False), ("idle", "AdamW")],
+    )
+    def test_what_is_stacked_is_what_it_is_alone(self, name: str, optimizer: str, batch_size: int | None) -> None:
         make, _ = NETWORKS[name]
         problem = replace(pose(batch_size=batch_size, budget=24, loss="mse"), starts=begin(4, make))
         if why_not_stacked(problem, configured(optimizer)):
@@ -466,9 +475,8 @@ class TestWhyNotStacked:
         assert why == "" or why.startswith(name)
 
     @pytest.mark.parametrize("name", [*COUPLED, "Muon"])
-    @pytest.mark.parametrize("seeds", [1, 3])
-    def test_an_optimizer_of_whole_tensors_is_found_on_a_single_weight(self, name: str, seeds: int) -> None:
-        problem = pose(seeds, make=lambda: nn.Linear(1, 1, bias=False))
+    def test_an_optimizer_of_whole_tensors_is_found_on_a_single_weight_of_a_single_seed(self, name: str) -> None:
+        problem = pose(1, make=lambda: nn.Linear(1, 1, bias=False))
         assert "more than one number at a time" in why_not_stacked(problem, configured(name))
 
     def test_the_control_that_shuffles_is_not_stacked(self) -> None:
@@ -697,11 +705,11 @@ def trained(name: str, stacked: bool, batch_size: int | None) -> tuple[Problem, 
 
 
 @cache
-def fits(name: str, stacked: bool, batch_size: int | None) -> dict[tuple[int, int], FitResult]:
+def fits(name: str, stacked: bool, batch_size: int | None) -> dict[tuple[int, int], tuple[nn.Module, FitResult]]:
     """What `fit` says of the same trainings, by row and column."""
     problem, _ = trained(name, stacked, batch_size)
     return {
-        (row, column): fitted(problem, configured(name), lr, start)[1]
+        (row, column): fitted(problem, configured(name), lr, start)
         for row, lr in enumerate(RATES)
         for column, start in enumerate(problem.starts)
     }
@@ -730,8 +738,12 @@ class TestMembers:
             assert shape == ((3,) if field.name == "learning_rates" else (3, 3, *more)), field.name
 
     def test_what_fit_says_of_each(self, name: str, stacked: bool, batch_size: int | None) -> None:
-        problem, members = trained(name, stacked, batch_size)
-        assert_fitted(members, problem, configured(name))
+        _, members = trained(name, stacked, batch_size)
+        for index, (network, result) in fits(name, stacked, batch_size).items():
+            assert members.parameters[index].tolist() == flat(network).tolist()
+            assert members.loss[index] == result.loss
+            assert members.diverged[index] == (result.outcome is Outcome.DIVERGED)
+            assert members.evaluations[index] == result.gradient_evaluations
 
     def test_the_losses_are_those_of_the_parameters(self, name: str, stacked: bool, batch_size: int | None) -> None:
         problem, members = trained(name, stacked, batch_size)
@@ -749,14 +761,14 @@ class TestMembers:
         self, name: str, stacked: bool, batch_size: int | None
     ) -> None:
         problem, members = trained(name, stacked, batch_size)
-        for index, result in fits(name, stacked, batch_size).items():
+        for index, (_, result) in fits(name, stacked, batch_size).items():
             rows = zip(result.history.gradient_evaluations.tolist(), result.history.loss.tolist(), strict=True)
             there = [evaluations for evaluations, loss in rows if loss <= problem.goal]
             assert members.evaluations_to_goal[index] == (there[0] if there else math.inf)
 
     def test_the_curve_is_fits_own_at_the_points(self, name: str, stacked: bool, batch_size: int | None) -> None:
         problem, members = trained(name, stacked, batch_size)
-        for index, result in fits(name, stacked, batch_size).items():
+        for index, (_, result) in fits(name, stacked, batch_size).items():
             at, losses, expected = result.history.gradient_evaluations.tolist(), result.history.loss.tolist(), []
             for point in problem.curve_points():
                 known = [loss for evaluations, loss in zip(at, losses, strict=True) if evaluations <= point]
