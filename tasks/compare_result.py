@@ -117,7 +117,10 @@ class CompareResult(FlowResult):
         shown = list(dict.fromkeys(names))[:MOST_PARAMETERS_SHOWN]
         points = [x for winner in self.winners.values() if winner.evaluation for x, _ in winner.evaluation.predictions]
         asked = [f"y at {', '.join(map(spell, x))}" for x in dict.fromkeys(points)]
-        header = ("optimizer", *shown, *asked, "fit seconds", "to target", "parity", "off stack", "status")
+        after = (*asked, "fit seconds", "to target", "parity", "off stack", "status")
+        # A network of the user's own may call a parameter as a column is called.
+        named = (f"parameter {name}" if name in ("optimizer", *after) else name for name in shown)
+        header = ("optimizer", *named, *after)
         return ranking, Table("winners", header, tuple(self._winner_row(one, shown, asked) for one in self.ranked))
 
     def _ranked_row(self, one: Standing) -> tuple[str, ...]:
@@ -140,13 +143,13 @@ class CompareResult(FlowResult):
         winner = self.winners.get(one.label)
         if winner is None:
             return (one.label, *("" for _ in (*shown, *asked)), "", "", "", "", "not trained alone")
-        predictions = winner.evaluation.predictions if winner.evaluation else ()
+        predictions = dict(winner.evaluation.predictions if winner.evaluation else ())  # a point may be asked twice
         to_target = self._seconds_to_target(one)
         difference = self.difference_alone(one)
         return (
             one.label,
             *(f"{winner.parameters[name]:.6g}" if name in winner.parameters else "" for name in shown),
-            *(", ".join(f"{value:.6g}" for value in y) for _, y in predictions),
+            *(", ".join(f"{value:.6g}" for value in y) for y in predictions.values()),
             *("" for _ in asked[len(predictions) :]),
             f"{winner.fit.seconds:.3f}" if winner.fit else "",
             "never" if to_target is None else f"{to_target:.3f}",
@@ -232,6 +235,8 @@ class CompareResult(FlowResult):
         alone, member = winner.fit.loss, float(one.members.loss[one.tuned_row, 0])
         if alone == member or not (math.isfinite(alone) or math.isfinite(member)):
             return 0.0
+        if not (math.isfinite(alone) and math.isfinite(member)):
+            return math.inf
         return abs(alone - member) / max(abs(alone), abs(member), self.posed.floor)
 
     def _seconds_to_target(self, one: Standing) -> float | None:

@@ -81,7 +81,7 @@ def check_result(result: CompareResult) -> None:
         difference = result.difference_alone(one)
         losses = one.members.loss[one.tuned_row]
         spread = Spread.of(np.where(np.isnan(losses), np.inf, losses))
-        width = (spread.q3 - spread.q1) / spread.q3 if spread.q3 else 0.0
+        width = np.inf if np.isinf(spread.q3) else (spread.q3 - spread.q1) / spread.q3 if spread.q3 else 0.0
         if difference is not None and difference > max(SAME_LOSS, width):
             faults.append(f"{one.label} trained alone ended {difference:.1%} from the same training in the comparison")
     if faults:
