@@ -41,7 +41,7 @@ PASSES_TO_SHOW_RANDOMNESS = 16
 # round otherwise, 8e-6 was seen.
 ROUNDING = 1e-4
 # Steps of the optimizer's probe, and numbers in it: more than a kernel's vectors hold, so that their tails are tried.
-_PROBE_STEPS, _PROBE_NUMBERS, _PROBE_ROWS = 12, 200, 3
+_PROBE_STEPS, _PROBE_NUMBERS, _PROBE_ROWS = 4, 70, 3
 
 
 @dataclass(frozen=True)

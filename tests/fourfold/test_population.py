@@ -440,7 +440,11 @@ class TestWhyNotStacked:
     @pytest.mark.parametrize("batch_size", [None, 2])
     @pytest.mark.parametrize(
         ("name", "optimizer"),
-        [*((name, "ASGD") for name, (_, stackable) in NETWORKS.items() if stackable is not False), ("idle", "AdamW")],
+        [
+            *((name, "SGD") for name, (_, stackable) in NETWORKS.items() if stackable is not False),
+            ("idle", "ASGD"),
+            ("idle", "AdamW"),
+        ],
     )
     def test_what_is_stacked_is_what_it_is_alone(self, name: str, optimizer: str, batch_size: int | None) -> None:
         make, _ = NETWORKS[name]
