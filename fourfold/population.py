@@ -33,8 +33,9 @@ from fourfold.losses import LOSSES, is_sum
 from fourfold.optimizers import OptimizerConfig
 
 MOST_CURVE_POINTS = 100
-# Numbers that one pass may hold for all members together, parameters and activations: 40 MB in float64.
-MOST_NUMBERS_AT_ONCE = 5_000_000
+# Numbers that one pass may hold for all members together, parameters and activations: 8 MB in float64. It bounds the
+# memory, and an mlp on 442 rows took 2.7 times as long with five times as many, which no cache holds.
+MOST_NUMBERS_AT_ONCE = 1_000_000
 # A network whose forward is random shows it in so many passes, but for one in 3 ** 15 where it chooses among three.
 PASSES_TO_SHOW_RANDOMNESS = 16
 # How far the numbers of a stacked pass may be from those of one network, relative to the largest: batched products
