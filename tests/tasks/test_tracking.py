@@ -402,7 +402,7 @@ class TestFiles:
         assert (used.dataset.name, used.dataset.digest) == ("made", sha256[:36])
         assert json.loads(used.dataset.source) == {"sha256": sha256}
         assert json.loads(used.dataset.schema) == {"features": ["f0"], "targets": ["t0"]}
-        assert json.loads(used.dataset.profile) == {"training_rows": 3, "held_out_rows": 1}
+        assert json.loads(used.dataset.profile) == {"training_rows": 3, "validation_rows": 0, "held_out_rows": 1}
         assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
 
 
