@@ -42,10 +42,9 @@ def main() -> None:
         _train_many(asked.members)
         return
     print(f"{os.cpu_count()} cores, torch {torch.__version__}")
-    line = CompareConfig(learning_rates=36, seeds=10, budget=500)
+    line, stacked = _seeds(10), tuple(name for name in EIGHT if name != "LBFGS")
     if asked.only in (None, "line"):
         _against_bare("line, the eight, 36 x 10 x 500", line, EIGHT, asked.repeats, "at most 30 s, at least 60 times")
-        stacked = tuple(name for name in EIGHT if name != "LBFGS")
         _against_bare("the same without LBFGS", line, stacked, asked.repeats, "aim 150 times")
     if asked.only in (None, "mlp"):
         with tempfile.TemporaryDirectory() as folder:
@@ -54,8 +53,7 @@ def main() -> None:
                 hidden=(32,), learning_rates=12, seeds=5, budget=200,
             )  # fmt: skip
             _against_bare("mlp 8-32-1, 442 rows, 8 x 12 x 5 x 200", config, EIGHT, asked.repeats, "at least 5 times")
-            without = tuple(name for name in EIGHT if name != "LBFGS")
-            _against_bare("the same without LBFGS", config, without, asked.repeats, "")
+            _against_bare("the same without LBFGS", config, stacked, asked.repeats, "")
     if asked.only in (None, "seeds"):
         _more_seeds(asked.repeats)
     if asked.only in (None, "memory"):
@@ -103,14 +101,14 @@ def _bare(config: CompareConfig, problem: Problem, entrant: Contestant, lr: floa
 
 
 def _more_seeds(repeats: int) -> None:
-    adam = Contestant.parse("Adam").optimizer
+    adam = Contestant.parse("Adam")
     few, many = (pose(config, load(config.training())).problem for config in (_seeds(10), _seeds(1000)))
-    rates = rates_of(_seeds(10), Contestant.parse("Adam"))
+    rates = rates_of(_seeds(10), adam)
     seconds: dict[int, list[float]] = {10: [], 1000: []}
     for _ in range(repeats):
         for problem in (few, many):
             started = time.perf_counter()
-            train_population(problem, adam, rates, stacked=True)
+            train_population(problem, adam.optimizer, rates, stacked=True)
             seconds[len(problem.starts)].append(time.perf_counter() - started)
     ten, thousand = (statistics.median(side) for side in seconds.values())
     print(
@@ -122,8 +120,8 @@ def _train_many(members: int) -> None:
     config = _seeds(-(-members // 36)).model_copy(update={"budget": 100})
     problem = pose(config, load(config.training())).problem
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    trained = train_population(problem, Contestant.parse("Adam").optimizer, rates_of(config, Contestant.parse("Adam")),
-                               stacked=True)  # fmt: skip
+    adam = Contestant.parse("Adam")
+    trained = train_population(problem, adam.optimizer, rates_of(config, adam), stacked=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{trained.loss.size} members on the line: peak {peak:.0f} MiB, {before:.0f} before it  [under 1 GB]")
 

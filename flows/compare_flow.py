@@ -18,7 +18,6 @@ from tasks.compare import check_comparison, pose, train_members
 from tasks.compare_result import CompareResult
 from tasks.keep_comparison import check_result, keep_pictures, keep_table
 from tasks.make_data import make_data
-from tasks.request import settle
 from tasks.train_result import TrainResult
 
 
@@ -39,7 +38,7 @@ def compare_flow(config: CompareConfig = CompareConfig()) -> CompareResult:
         for one in result.ranked:
             if one.tuned.diverged < 1:
                 chosen = config.training(one.contestant.optimizer.name, one.tuned.lr, one.contestant.texts)
-                result.winners[one.label] = winner = TrainResult(settle(chosen))
+                result.winners[one.label] = winner = TrainResult(chosen)
                 try:
                     train_into(winner, parent=record)
                 except (DivergedError, ParityError):

@@ -232,6 +232,11 @@ def loss_of_the_mean(y: Tensor, loss: str) -> float:
     return float(LOSSES[loss](y.mean(dim=0).expand_as(y), y))
 
 
+def batches_an_epoch(rows: int, size: int | None) -> int:
+    """How many steps one pass over the rows takes; without a size it is one."""
+    return -(-rows // (size or rows))
+
+
 class Batches:
     """The rows of each epoch, as views of tensors: no worker pool, no copy of single rows.
 
@@ -242,7 +247,7 @@ class Batches:
     def __init__(self, x: Tensor, y: Tensor, size: int | None, seed: int) -> None:
         self.x, self.y = x, y
         self.size = size or len(x)
-        self.count = -(-len(x) // self.size)
+        self.count = batches_an_epoch(len(x), size)
         self.generator = torch.Generator().manual_seed(seed)
 
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -25,6 +25,7 @@ from fourfold.fitting import (
     Batches,
     FitConfig,
     Outcome,
+    batches_an_epoch,
     evaluate_loss,
     fit,
     loss_of_the_mean,
@@ -91,7 +92,7 @@ class Problem:
     @property
     def batches(self) -> int:
         """Batches an epoch."""
-        return Batches(self.x, self.y, self.batch_size, 0).count
+        return batches_an_epoch(len(self.x), self.batch_size)
 
     @property
     def epochs(self) -> int:
@@ -167,7 +168,7 @@ def train_population(
         stacked: all at once, in chunks that bound the memory; else one after another, by `fit`.
     """
     if not stacked:
-        parts = [_train_alone(problem, optimizer, [lr], start) for lr in learning_rates for start in problem.starts]
+        parts = [_train_alone(problem, optimizer, lr, start) for lr in learning_rates for start in problem.starts]
         width = len(problem.starts)
         rows = [Members.joined(parts[first : first + width], axis=1) for first in range(0, len(parts), width)]
         return Members.joined(rows, axis=0)
@@ -354,23 +355,21 @@ class _EpochsOfSeeds:
             yield tuple(part.repeat(self.rates, 1, 1) for part in (inputs, targets))  # type: ignore[misc]
 
 
-def _train_alone(
-    problem: Problem, optimizer: OptimizerConfig, learning_rates: Sequence[float], start: Start
-) -> Members:
+def _train_alone(problem: Problem, optimizer: OptimizerConfig, lr: float, start: Start) -> Members:
     """Train one member by `fit`."""
     network = copy.deepcopy(start.network)
     torch.set_rng_state(start.random_states[0])
     random.setstate(start.random_states[1])
-    (lr,) = learning_rates
     config = FitConfig(
         replace(optimizer, lr=lr), None, problem.epochs, problem.batch_size, problem.loss, start.seed, problem.budget
     )
     result = fit(network, problem.x, problem.y, config)
     history, diverged = result.history, result.outcome is Outcome.DIVERGED
-    rows = np.searchsorted(history.gradient_evaluations, problem.curve_points(), side="right") - 1
+    points = problem.curve_points()
+    rows = np.searchsorted(history.gradient_evaluations, points, side="right") - 1
     curve = np.where(np.isnan(history.loss), np.inf, history.loss)[rows]
     if diverged:
-        curve[problem.curve_points() > history.gradient_evaluations[-1]] = np.inf
+        curve[points > history.gradient_evaluations[-1]] = np.inf
     reached = np.flatnonzero(history.loss <= problem.goal)
 
     def judged(x: Tensor, y: Tensor) -> float:

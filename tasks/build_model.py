@@ -104,11 +104,16 @@ def build(config: TrainConfig, data: Dataset) -> BuiltModel:
     if config.standardizes:
         network = Standardized.to_rows(core, data.x, data.y)
     network.to(device)
-    x, y = data.x.to(device), data.y.to(device)
-    if isinstance(network, Standardized):
-        x, y = network.scale_features(x), network.scale_targets(y)
+    x, y = as_seen(network, data.x.to(device), data.y.to(device))
     _check_shape(core, x, y, config.model)
     return BuiltModel(network, core, x, y, data.features, data.targets)
+
+
+def as_seen(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Raw rows as the trained part of a network sees them: scaled, where it scales inside."""
+    if isinstance(network, Standardized):
+        return network.scale_features(x), network.scale_targets(y)
+    return x, y
 
 
 @step(name="build model")

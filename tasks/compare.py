@@ -7,18 +7,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fourfold.comparison import Contestant, Standing, contestants, grid, rounding_floor, standing
 from fourfold.configuration import CompareConfig
 from fourfold.datasets import Dataset
 from fourfold.errors import RequestError
-from fourfold.fitting import loss_of_the_mean, try_out
+from fourfold.fitting import batches_an_epoch, loss_of_the_mean, try_out
 from fourfold.least_squares import least_squares
 from fourfold.losses import is_squared, is_sum
 from fourfold.population import Members, Problem, Start, train_population, why_not_stacked
-from models.standardize import Standardized
-from tasks.build_model import BuiltModel, build
+from tasks.build_model import BuiltModel, as_seen, build
 from tasks.make_data import load
 from tasks.reporting import progress
 from tasks.request import check, two_rows
@@ -51,7 +49,7 @@ def check_comparison(config: CompareConfig) -> tuple[Contestant, ...]:
     asked = contestants(config.optimizers)
     training = check(config.training())
     data = load(training)
-    batches = -(-len(data.x) // (config.batch_size or len(data.x)))
+    batches = batches_an_epoch(len(data.x), config.batch_size)
     if config.budget < batches:
         raise RequestError(f"--budget {config.budget} is less than the {batches} batches of one epoch; give more")
     built = build(training, two_rows(data))
@@ -77,17 +75,12 @@ def pose(config: CompareConfig, data: Dataset) -> Posed:
         built = build(training.model_copy(update={"seed": seed}), data)
         starts.insert(0, Start.now(seed, built.core))
 
-    def seen(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(built.network, Standardized):
-            return built.network.scale_features(x), built.network.scale_targets(y)
-        return x, y
-
     problem = Problem(
         starts=tuple(starts),
         x=built.x,
         y=built.y,
-        validation=seen(data.x_validation, data.y_validation),
-        test=seen(data.x_test, data.y_test),
+        validation=as_seen(built.network, data.x_validation, data.y_validation),
+        test=as_seen(built.network, data.x_test, data.y_test),
         loss=config.loss_name,
         batch_size=config.batch_size,
         budget=config.budget,

@@ -16,8 +16,6 @@ from tasks.panels import panels
 from tasks.steps import step
 from tasks.tracking import RunRecord
 
-PARENT_FILES = ("comparison.parquet", "comparison.png", "comparison.html")
-
 
 @step(name="keep the table")
 def keep_table(standings: Sequence[Standing], posed: Posed, data: Dataset, record: RunRecord, folder: Path) -> None:
@@ -45,7 +43,7 @@ def keep_table(standings: Sequence[Standing], posed: Posed, data: Dataset, recor
         }
         for name, values in rows.items():
             columns.setdefault(name, []).append(values.ravel())
-    record.table({name: np.concatenate(parts) for name, parts in columns.items()}, folder / PARENT_FILES[0])
+    record.table({name: np.concatenate(parts) for name, parts in columns.items()}, folder / "comparison.parquet")
 
 
 @step(name="keep the pictures")
@@ -59,7 +57,7 @@ def keep_pictures(result: CompareResult, record: RunRecord, folder: Path) -> Pat
     record.tags({"ranking": ", ".join(f"{place.rank} {label}" for label, place in result.places.items())})
     histories = {label: winner.fit.history for label, winner in result.winners.items() if winner.fit}
     made = panels(result.ranked, result.posed, result.data, histories, result.unit)
-    picture, page = folder / PARENT_FILES[1], folder / PARENT_FILES[2]
+    picture, page = folder / "comparison.png", folder / "comparison.html"
     draw_panels(made, result.config.title, picture)
     text = comparison_page(
         result.config.title, result.facts() | result.differences(), result.tables(), made, result.rules()

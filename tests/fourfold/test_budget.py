@@ -1,7 +1,6 @@
 """`FitConfig.budget`: gradient evaluations, as the network's own forwards in training mode count them."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,7 @@ BUDGETS = (1, 2, 3, 6, 7, 20, 21, 26, 41)
 PATIENT = {"tolerance_grad": 0.0, "tolerance_change": 0.0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Of such small products a second thread only waits, for milliseconds where another process has its core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Counted(LinearRegression):

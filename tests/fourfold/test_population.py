@@ -3,7 +3,7 @@
 import copy
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any
@@ -42,13 +42,7 @@ TRAINABLE = [name for name in optimizer_classes() if name not in UNFIT]
 Make = Callable[[], nn.Module]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Of such small products a second thread only waits, for milliseconds where another process has its core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def begin(count: int, make: Make = LinearRegression, dtype: torch.dtype | None = None) -> tuple[Start, ...]:
