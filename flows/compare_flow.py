@@ -1,4 +1,4 @@
-"""Compare optimizers on one problem: fair by construction, over learning rates and seeds, in seconds."""
+"""Compare optimizers on one problem: fair by construction, over learning rates and seeds."""
 
 from fourfold.configuration import CompareConfig
 from tasks import command_line, services
