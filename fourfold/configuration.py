@@ -71,6 +71,9 @@ class FlowConfig(BaseModel, ABC):
         """A name for the run that tells it from its neighbours."""
 
 
+MODELS = ("linear", "mlp", "polynomial", "legendre", "dynamic")
+
+
 class ProblemConfig(FlowConfig):
     """What is learned from which rows by which network: the part that trainings may share."""
 
@@ -116,9 +119,15 @@ class ProblemConfig(FlowConfig):
     model: Annotated[
         str,
         MODEL,
-        _like(r"linear|mlp|[\w.]+:\w+", "linear, mlp, or a class of yours as module:Class"),
-        Field(description="linear, mlp, or a class of yours as module:Class"),
+        _like(rf"{'|'.join(MODELS)}|[\w.]+:\w+", f"{', '.join(MODELS)}, or a class of yours as module:Class"),
+        Field(description=f"{', '.join(MODELS)}, or a class of yours as module:Class"),
     ] = "linear"
+    degree: Annotated[int, MODEL, Field(ge=1, le=100, description="highest power of the polynomial")] = 3
+    basis: Annotated[
+        Literal["power", "chebyshev"],
+        MODEL,
+        Field(description="what the polynomial is a sum of: powers, or Chebyshev polynomials on the training range"),
+    ] = "power"
     hidden: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...],
         BeforeValidator(_split_commas),
@@ -328,6 +337,25 @@ class CompareConfig(ProblemConfig):
             device="cpu",
             no_register=not self.register_winners,
         )
+
+
+class TutorialConfig(FlowConfig):
+    """Eight levels of PyTorch on one problem."""
+
+    steps: Annotated[
+        int | None,
+        FIT,
+        Field(ge=1, description="steps of each level at most (default: its own, 2,000, and 30,000 for the last)"),
+    ] = None
+    dtype: Annotated[Literal["float32", "float64"], FIT, Field(description="number format")] = "float32"
+    seed: Annotated[
+        int, FIT, Field(ge=0, lt=2**63, description="decides the first values, and the draws of the last level")
+    ] = 0
+
+    @property
+    def title(self) -> str:
+        """A name for the run that tells it from its neighbours."""
+        return f"eight levels, {self.dtype}, seed {self.seed}" + (f", {self.steps} steps" if self.steps else "")
 
 
 class VerifyConfig(FlowConfig):

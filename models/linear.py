@@ -4,13 +4,35 @@ from torch import Tensor, nn
 
 
 class LinearRegression(nn.Module):
-    """y = x w^T + b, with w (targets, features) and b (targets,) as `torch.nn.Linear` draws and names them."""
+    """y = x w^T + b, with w (targets, features) and b (targets,) as `torch.nn.Linear` draws and names them.
+
+    Attributes:
+        symbols: what the coefficients of one feature are called.
+        constant: what the intercept is called.
+    """
+
+    symbols: tuple[str, ...] = ("w",)
+    constant = "b"
 
     def __init__(self, in_features: int = 1, out_features: int = 1) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, out_features)
 
+    def columns(self, x: Tensor) -> Tensor:
+        """What the coefficients multiply, (rows, columns), from (rows, features)."""
+        return x
+
+    def unscaled(self, weights: Tensor, intercepts: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients for x of those for (x - mean) / deviation, in float64.
+
+        Args:
+            weights: (..., targets, columns), intercepts: (..., targets).
+            mean, deviation: (features,).
+        """
+        raw = weights.double() / deviation.double()
+        return raw, intercepts.double() - (raw * mean.double()).sum(dim=-1)
+
     def forward(self, x: Tensor) -> Tensor:
         """Predict (rows, targets) from (rows, features)."""
-        prediction: Tensor = self.linear(x)
+        prediction: Tensor = self.linear(self.columns(x))
         return prediction

@@ -5,6 +5,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from models.linear import LinearRegression
+
 
 class Standardized(nn.Module):
     """A core network that sees features and targets with mean 0 and deviation 1.
@@ -54,12 +56,12 @@ class Standardized(nn.Module):
         """Coefficients of a linear core in raw units, in float64.
 
         Args:
-            weights: (..., targets, features), intercepts: (..., targets), as the core has them.
+            weights: (..., targets, columns), intercepts: (..., targets), as the core has them.
         """
-        y_deviation, x_deviation = self.y_deviation.double(), self.x_deviation.double()
-        raw_weights = weights.double() * y_deviation[:, None] / x_deviation
-        shift = (raw_weights * self.x_mean.double()).sum(dim=-1)
-        return raw_weights, intercepts.double() * y_deviation + self.y_mean.double() - shift
+        assert isinstance(self.core, LinearRegression), "only such a core has coefficients"
+        y_deviation = self.y_deviation.double()
+        weights, intercepts = self.core.unscaled(weights, intercepts, self.x_mean, self.x_deviation)
+        return weights * y_deviation[:, None], intercepts * y_deviation + self.y_mean.double()
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict raw (rows, targets) from raw (rows, features)."""

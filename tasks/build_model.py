@@ -1,5 +1,6 @@
 """Step 2: the network, and the rows as its trained part sees them."""
 
+import copy
 import importlib
 import inspect
 import random
@@ -15,9 +16,13 @@ from torch import Tensor, nn
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
 from fourfold.errors import RequestError, first_line
-from fourfold.fitting import MOST_PARAMETER_CURVES, History
+from fourfold.fitting import History
+from fourfold.least_squares import LeastSquares, least_squares
+from models.dynamic import DynamicPolynomial
+from models.legendre import Legendre
 from models.linear import LinearRegression
 from models.mlp import MultilayerPerceptron
+from models.polynomial import ChebyshevPolynomial, Polynomial
 from models.standardize import Standardized
 from tasks.steps import step
 
@@ -41,11 +46,11 @@ class BuiltModel:
 
     @property
     def is_linear(self) -> bool:
-        """Whether the network has a w and a b that least squares can be compared with."""
+        """Whether the network is linear in coefficients that least squares can be compared with."""
         return isinstance(self.core, LinearRegression)
 
     def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
-        """W (targets, features) and b (targets,) of a linear network now, float64, in the user's units."""
+        """Weights (targets, columns) and intercepts (targets,) now, float64, in the user's units."""
         assert isinstance(self.core, LinearRegression), "only a linear network has them"
         weights, intercepts = self.core.linear.weight.detach(), self.core.linear.bias.detach()
         w, b = self.in_raw_units(weights.cpu().double(), intercepts.cpu().double())
@@ -53,15 +58,9 @@ class BuiltModel:
 
     def curves(self, history: History) -> dict[str, np.ndarray]:
         """The parameters' curves by name: w and b in the user's units, or each parameter of another network."""
-        count = len(self.targets) * (len(self.features) + 1)
-        if not self.is_linear or count > MOST_PARAMETER_CURVES:
+        if not self.is_linear or history.columns[0].startswith("norm/"):
             return dict(zip(history.columns, history.values.T, strict=True))
-        values = torch.from_numpy(history.values)
-        w, b = self.in_raw_units(
-            values[:, : -len(self.targets)].reshape(-1, len(self.targets), len(self.features)),
-            values[:, -len(self.targets) :],
-        )
-        return named_coefficients(w.numpy(), b.numpy(), self.features, self.targets)
+        return self.named(*self.flat_in_raw_units(torch.from_numpy(history.values)))
 
     def parameters(self, history: History) -> dict[str, float]:
         """The last point of each of those curves."""
@@ -69,16 +68,51 @@ class BuiltModel:
         return {name: float(value) for name, (value,) in self.curves(last).items()}
 
     def in_raw_units(self, weights: Tensor, intercepts: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients of a linear core, (..., targets, features) and (..., targets), in the user's units."""
+        """Coefficients of a linear core, (..., targets, columns) and (..., targets), in the user's units."""
         if isinstance(self.network, Standardized):
             return self.network.cpu().raw_coefficients(weights, intercepts)
         return weights, intercepts
 
+    def flat_in_raw_units(self, values: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """The same from flat parameters, (..., parameters), as they stand in the core."""
+        targets = len(self.targets)
+        weights = values[..., :-targets].reshape(*values.shape[:-1], targets, -1)
+        w, b = self.in_raw_units(weights, values[..., -targets:])
+        return w.numpy(), b.numpy()
+
+    def exact(self, data: Dataset) -> LeastSquares:
+        """What least squares gives for the training rows, in the user's units.
+
+        Solved in float64 in the units that the core sees, since a basis may depend on them.
+        """
+        network = copy.deepcopy(self.network).cpu().double()
+        core = network.core if isinstance(network, Standardized) else network
+        assert isinstance(core, LinearRegression), "others have no such answer"
+        x, y = as_seen(network, data.x.double(), data.y.double())
+        columns = core.columns(x)
+        solved = least_squares(columns.numpy(), y.numpy())
+        weights, intercepts = torch.from_numpy(solved.weights), torch.from_numpy(solved.intercepts)
+        left = y - (columns @ weights.T + intercepts)
+        if isinstance(network, Standardized):
+            left = left * network.y_deviation
+        w, b = self.in_raw_units(weights, intercepts)
+        return LeastSquares(w.numpy(), b.numpy(), float((left**2).sum()))
+
+    def named(self, w: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
+        """Coefficients (..., targets, columns) and (..., targets) by name: `w` and `b`, `w/area`, `c2/price/area`."""
+        assert isinstance(self.core, LinearRegression), "only a linear network has them"
+        return named_coefficients(w, b, self.features, self.targets, self.core.symbols, self.core.constant)
+
 
 def named_coefficients(
-    w: np.ndarray, b: np.ndarray, features: tuple[str, ...], targets: tuple[str, ...]
+    w: np.ndarray,
+    b: np.ndarray,
+    features: tuple[str, ...],
+    targets: tuple[str, ...],
+    symbols: tuple[str, ...],
+    constant: str,
 ) -> dict[str, np.ndarray]:
-    """Take w (..., targets, features) and b (..., targets) apart: `w` and `b`, or `w/area` and `b/price`."""
+    """Take w (..., targets, features * symbols) and b (..., targets) apart."""
 
     def name(symbol: str, *parts: str) -> str:
         return "/".join((symbol, *(part for part in parts if part)))
@@ -86,11 +120,12 @@ def named_coefficients(
     target_names = targets if len(targets) > 1 else ("",)
     feature_names = features if len(features) > 1 else ("",)
     named = {
-        name("w", target, feature): w[..., i, j]
+        name(symbol, target, feature): w[..., i, j * len(symbols) + k]
         for i, target in enumerate(target_names)
         for j, feature in enumerate(feature_names)
+        for k, symbol in enumerate(symbols)
     }
-    return named | {name("b", target): b[..., i] for i, target in enumerate(target_names)}
+    return named | {name(constant, target): b[..., i] for i, target in enumerate(target_names)}
 
 
 def build(config: TrainConfig, data: Dataset) -> BuiltModel:
@@ -105,6 +140,8 @@ def build(config: TrainConfig, data: Dataset) -> BuiltModel:
         network = Standardized.to_rows(core, data.x, data.y)
     network.to(device)
     x, y = as_seen(network, data.x.to(device), data.y.to(device))
+    if isinstance(core, ChebyshevPolynomial):
+        core.set_range(x)
     _check_shape(core, x, y, config.model)
     return BuiltModel(network, core, x, y, data.features, data.targets)
 
@@ -123,10 +160,21 @@ def build_model(config: TrainConfig, data: Dataset) -> BuiltModel:
 
 
 def _core(config: TrainConfig, in_features: int, out_features: int) -> nn.Module:
-    if config.model == "linear":
-        return LinearRegression(in_features, out_features)
-    if config.model == "mlp":
-        return MultilayerPerceptron(in_features, out_features, config.hidden, config.activation)
+    match config.model:
+        case "linear":
+            return LinearRegression(in_features, out_features)
+        case "mlp":
+            return MultilayerPerceptron(in_features, out_features, config.hidden, config.activation)
+        case "polynomial":
+            made = ChebyshevPolynomial if config.basis == "chebyshev" else Polynomial
+            return made(in_features, out_features, config.degree)
+        case "legendre" | "dynamic":
+            if (in_features, out_features) != (1, 1):
+                raise RequestError(
+                    f"--model {config.model} takes one feature and one target; the data have {in_features} and "
+                    f"{out_features}: choose one by --features, or take --model polynomial"
+                )
+            return Legendre() if config.model == "legendre" else DynamicPolynomial()
     return _users_own(config.model, {"in_features": in_features, "out_features": out_features})
 
 

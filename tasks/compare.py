@@ -16,6 +16,7 @@ from fourfold.fitting import batches_an_epoch, loss_of_the_mean, try_out
 from fourfold.least_squares import least_squares
 from fourfold.losses import is_squared, is_sum
 from fourfold.population import Members, Problem, Start, train_population, why_not_stacked
+from models.linear import LinearRegression
 from tasks.build_model import BuiltModel, as_seen, build
 from tasks.make_data import load
 from tasks.reporting import progress
@@ -143,11 +144,9 @@ def distances(posed: Posed, data: Dataset, members: Members) -> np.ndarray | Non
     built = posed.built
     if not built.is_linear or not is_squared(posed.problem.loss):
         return None
-    exact = least_squares(data.x.numpy(), data.y.numpy())
-    flat, targets = torch.from_numpy(members.parameters).double(), len(data.targets)
-    weights = flat[..., :-targets].reshape(*flat.shape[:-1], targets, len(data.features))
-    w, b = built.in_raw_units(weights, flat[..., -targets:])
-    off = np.concatenate([(w.numpy() - exact.weights).reshape(*flat.shape[:-1], -1), b.numpy() - exact.intercepts], -1)
+    exact = built.exact(data)
+    w, b = built.flat_in_raw_units(torch.from_numpy(members.parameters).double())
+    off = np.concatenate([(w - exact.weights).reshape(*b.shape[:-1], -1), b - exact.intercepts], -1)
     distance: np.ndarray = np.linalg.norm(off, axis=-1)
     return distance
 
@@ -157,8 +156,8 @@ def _goal(config: CompareConfig, built: BuiltModel) -> float:
     if config.target_loss is not None:
         return config.target_loss
     constant = loss_of_the_mean(built.y, config.loss_name)
-    if not built.is_linear or not is_squared(config.loss_name):
+    if not isinstance(built.core, LinearRegression) or not is_squared(config.loss_name):
         return SHARE_LEFT_OTHERS * constant
-    left = least_squares(built.x.numpy(), built.y.numpy()).sum_of_squares
+    left = least_squares(built.core.columns(built.x).numpy(), built.y.numpy()).sum_of_squares
     lowest = left if is_sum(config.loss_name) else left / built.y.numel()
     return lowest + SHARE_LEFT_LINEAR * (constant - lowest)

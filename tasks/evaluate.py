@@ -11,9 +11,8 @@ from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
 from fourfold.errors import RequestError
 from fourfold.fitting import evaluate_loss
-from fourfold.least_squares import least_squares
-from fourfold.losses import LOSSES, is_squared
-from tasks.build_model import BuiltModel, named_coefficients
+from fourfold.losses import is_squared, is_sum
+from tasks.build_model import BuiltModel
 from tasks.steps import step
 from tasks.tracking import RunRecord
 
@@ -118,12 +117,10 @@ def _accuracy_of(network: nn.Module, x: Tensor, y: Tensor) -> Accuracy:
 
 
 def _compare(config: TrainConfig, built: BuiltModel, data: Dataset) -> Comparison:
-    exact = least_squares(data.x.numpy(), data.y.numpy())
-    named = named_coefficients(exact.weights, exact.intercepts, data.features, data.targets)
-    prediction = data.x.double() @ torch.from_numpy(exact.weights).T + torch.from_numpy(exact.intercepts)
+    exact = built.exact(data)
     return Comparison(
-        {name: float(value) for name, value in named.items()},
-        float(LOSSES[config.loss_name](prediction, data.y.double())),
+        {name: float(value) for name, value in built.named(exact.weights, exact.intercepts).items()},
+        exact.sum_of_squares / (1 if is_sum(config.loss_name) else data.y.numel()),
         exact.distance(*built.coefficients()),
     )
 

@@ -1,8 +1,11 @@
 """Step 5: the network as one ONNX file that says where it comes from."""
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+
+from torch import nn
 
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
@@ -20,30 +23,43 @@ from tasks.tracking import RunRecord
 def export_onnx(
     config: TrainConfig, built: BuiltModel, data: Dataset, record: RunRecord, folder: Path
 ) -> ExportedModel:
-    """Write the file, with its origin inside and its hash in MLflow.
+    """Write the trained network's file."""
+    return write_onnx(built.network, data, _description(config), record, folder)
+
+
+def write_onnx(
+    network: nn.Module, data: Dataset, description: Mapping[str, str], record: RunRecord, folder: Path
+) -> ExportedModel:
+    """Write a network's file, with its origin inside and its hash in MLflow.
 
     Raises:
         ParityError: the network is random in evaluation mode, so that no file can predict what it does.
     """
-    if reason := find_randomness(built.network, data.x):
+    if reason := find_randomness(network, data.x):
         record.tags({"parity": "failed", "parity.reason": reason})
         raise ParityError(f"{reason}; nothing was exported")
-    exported = export(built.network, data.x, folder / FILE_NAME, record.origin | _description(config, data))
+    origin = record.origin | _origin(data) | dict(description)
+    exported = export(network, data.x, folder / FILE_NAME, origin)
     record.tags({"model.sha256": exported.sha256})
     return exported
 
 
-def _description(config: TrainConfig, data: Dataset) -> dict[str, str]:
+def _origin(data: Dataset) -> dict[str, str]:
     versions = {name: version(name) for name in ("fourfold", "torch", "onnx", "onnxscript", "onnxruntime")}
     return {
         "data": data.name,
         "data_sha256": data.sha256,
         "features": json.dumps(data.features),
         "targets": json.dumps(data.targets),
+        **{f"version.{name}": number for name, number in versions.items()},
+    }
+
+
+def _description(config: TrainConfig) -> dict[str, str]:
+    return {
         "model": config.model,
         "optimizer": config.optimizer,
         "lr": repr(config.lr),
         "epochs": str(config.epochs),
         "seed": str(config.seed),
-        **{f"version.{name}": number for name, number in versions.items()},
     }

@@ -137,7 +137,7 @@ def panels(
             tuple(search),
         ),
     ]
-    if posed.built.is_linear and len(data.features) == len(data.targets) == 1 and histories:
+    if all({"w", "b"} == set(posed.built.curves(history)) for history in histories.values()) and histories:
         found.append(_paths(standings, posed, data, histories, styles, unit))
     return tuple(found)
 

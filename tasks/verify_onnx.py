@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
 from fourfold.gate import expect, verify
@@ -20,14 +22,27 @@ from tasks.tracking import RunRecord
 def verify_onnx(
     config: TrainConfig, built: BuiltModel, data: Dataset, exported: ExportedModel, record: RunRecord, folder: Path
 ) -> ParityReport:
+    """Judge the trained network's file."""
+    return prove_onnx(built.network, exported, data, points(config, data), config.title, record, folder)
+
+
+def prove_onnx(
+    network: nn.Module,
+    exported: ExportedModel,
+    data: Dataset,
+    asked: Tensor,
+    title: str,
+    record: RunRecord,
+    folder: Path,
+) -> ParityReport:
     """Judge the file on disk, and keep the report whatever the verdict.
 
     A file that passed is kept in the run, and golden predictions beside it, by which it can be proved again.
     """
-    rows = {TRAINING: data.x, "held-out rows": data.x_test, "points asked for": points(config, data)}
-    expectations = expect(built.network, rows)
-    report = verify(built.network, exported, expectations)
-    keep_report(report, config.title, record, folder)
+    rows = {TRAINING: data.x, "held-out rows": data.x_test, "points asked for": asked}
+    expectations = expect(network, rows)
+    report = verify(network, exported, expectations)
+    keep_report(report, title, record, folder)
     if report.passed:
         golden = write_golden(exported, expectations, data.features, data.targets)
         record.tags({"golden.sha256": file_sha256(golden)})
