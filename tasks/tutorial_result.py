@@ -18,8 +18,8 @@ from tasks.run_level import LevelRun
 from tasks.steps import step
 from tasks.tracking import RunRecord, json_ready
 
-# How far apart the coefficients of levels that are one algorithm may end. Measured after 2,000 steps: 6e-9 in float32
-# and 1.4e-17 in float64; every step draws them together again, so that roundings do not add up.
+# How far apart the coefficients of levels that are one algorithm may end. Measured from 8 seeds, after 20, 200 and
+# 2,000 steps: at most 1.2e-7 and 2.3e-16; every step draws them together again, so that roundings do not add up.
 TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
 MOST_POINTS_DRAWN = 400
 

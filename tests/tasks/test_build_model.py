@@ -7,12 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fourfold.configuration import TrainConfig
+from fourfold.configuration import EIGHT, TrainConfig
 from fourfold.datasets import Dataset
 from fourfold.errors import RequestError
 from fourfold.fitting import MOST_PARAMETER_CURVES, History, fit
+from fourfold.gate import expect, find_randomness, verify
+from fourfold.onnx_export import export
 from models.linear import LinearRegression
 from models.mlp import MultilayerPerceptron
+from models.polynomial import ChebyshevPolynomial
 from models.standardize import Standardized
 from tasks.build_model import BuiltModel, build, build_model
 from tasks.make_data import load
@@ -66,7 +69,7 @@ class TestNetworks:
         assert shapes == [(8, 3), (4, 8), (2, 4)]
         assert sum(isinstance(layer, nn.ReLU) for layer in built.core.modules()) == 2
 
-    @pytest.mark.parametrize("model", ["linear", "mlp"])
+    @pytest.mark.parametrize("model", ["linear", "mlp", "polynomial", "dynamic"])
     def test_the_same_seed_gives_the_same_weights_in_both_dtypes(self, model: str) -> None:
         def drawn(**options: Any) -> dict[str, Tensor]:
             config = TrainConfig(model=model, **options)
@@ -92,6 +95,72 @@ class TestNetworks:
     def test_scaling_does_not_change_the_first_weights(self, houses: Dataset) -> None:
         plain, scaled = (build(TrainConfig(standardize=on, dtype="float64"), houses) for on in (False, True))
         assert all(torch.equal(values, state(scaled)[name]) for name, values in state(plain).items())
+
+    @pytest.mark.parametrize("model", ["legendre", "dynamic"])
+    def test_the_tutorials_networks_take_one_feature(self, model: str, houses: Dataset) -> None:
+        with pytest.raises(RequestError, match=f"--model {model} takes one feature and one target; the data have 3"):
+            build(TrainConfig(model=model), houses)
+
+    @pytest.mark.parametrize("standardize", [False, True])
+    def test_a_chebyshev_polynomial_takes_the_range_that_it_sees(self, standardize: bool, houses: Dataset) -> None:
+        config = TrainConfig(model="polynomial", basis="chebyshev", standardize=standardize, dtype="float64", degree=2)
+        built = build(config, houses)
+        assert isinstance(built.core, ChebyshevPolynomial)
+        low, high = torch.aminmax(built.core.columns(built.x)[:, ::2], dim=0)
+        torch.testing.assert_close(low, -torch.ones(3).double())
+        torch.testing.assert_close(high, torch.ones(3).double())
+
+
+OF_THE_TUTORIAL: list[dict[str, Any]] = [
+    {"model": "polynomial"},
+    {"model": "polynomial", "basis": "chebyshev", "degree": 6},
+    {"model": "polynomial", "basis": "chebyshev", "degree": 1, "standardize": True},
+    {"model": "legendre"},
+    {"model": "dynamic"},
+]
+
+
+@pytest.mark.parametrize("options", OF_THE_TUTORIAL, ids=lambda options: "-".join(map(str, options.values())))
+class TestTheTutorialsNetworks:
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_they_pass_the_gate_with_a_derived_bound(self, options: dict[str, Any], dtype: str, tmp_path: Path) -> None:
+        config = TrainConfig(data="sine", dtype=dtype, epochs=20, lr=1e-9, **options)
+        data = load(config)
+        built = build(config, data)
+        fit(built.core, built.x, built.y, fit_config(config))
+        assert not find_randomness(built.network, data.x)
+        expectations = expect(built.network, {"training rows": data.x})
+        assert {one.basis for one in expectations} == {"a running error bound"}
+        report = verify(built.network, export(built.network, data.x, tmp_path / "model.onnx", {}), expectations)
+        assert report.passed, report.reason
+
+    def test_they_train_with_every_optimizer_that_takes_single_numbers(self, options: dict[str, Any]) -> None:
+        for name in (*EIGHT, "AdamW", "NAdam", "RAdam", "Adadelta"):
+            config = TrainConfig(data="sine", epochs=3, optimizer=name, lr=1e-4, **options)
+            built = build(config, load(config))
+            before = [p.detach().clone() for p in built.core.parameters()]
+            result = fit(built.core, built.x, built.y, fit_config(config))
+            assert result.epochs
+            moved = zip(before, built.core.parameters(), strict=True)
+            assert any(not torch.equal(old, new.detach()) for old, new in moved), name
+
+
+@pytest.mark.parametrize("options", OF_THE_TUTORIAL[:3], ids=lambda options: "-".join(map(str, options.values())))
+def test_least_squares_of_a_polynomial_is_numpys_own(options: dict[str, Any]) -> None:
+    config = TrainConfig(data="sine", dtype="float64", **options)
+    data = load(config)
+    built = build(config, data)
+    x, y = data.x.numpy()[:, 0], data.y.numpy()[:, 0]
+    found = built.exact(data)
+    series = np.polynomial.Chebyshev if config.basis == "chebyshev" else np.polynomial.Polynomial
+    fitted = series.fit(x, y, config.degree)
+    expected = fitted.coef if config.basis == "chebyshev" else fitted.convert().coef
+    np.testing.assert_allclose([found.intercepts[0], *found.weights[0]], expected, rtol=1e-9, atol=1e-11)
+    assert found.sum_of_squares == pytest.approx(np.sum((fitted(x) - y) ** 2), rel=1e-9)
+    assert list(built.named(found.weights, found.intercepts)) == [
+        *(f"{'t' if config.basis == 'chebyshev' else 'c'}{order}" for order in range(1, config.degree + 1)),
+        "t0" if config.basis == "chebyshev" else "c0",
+    ]
 
 
 class TestCoefficients:

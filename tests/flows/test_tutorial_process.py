@@ -1,0 +1,33 @@
+"""The tutorial as a person runs it."""
+
+from workplaces import Workplace
+
+
+def test_it_runs_the_levels_and_tells_their_results(workplace: Workplace) -> None:
+    ended = workplace.run("--steps", "30", "--dtype", "float64", "--json", flow="tutorial")
+    assert ended.code == 0, ended.err
+    result = ended.result
+    assert result["status"] == "completed"
+    assert [level["level"] for level in result["levels"]] == list(range(1, 9))
+    gaps = {level["level"]: level["difference_from_level_1"] for level in result["levels"]}
+    assert [number for number, gap in gaps.items() if gap is not None and gap <= 1e-12] == [2, 3, 5, 7]
+    assert [level["parity"]["verdict"] for level in result["levels"][4:]] == ["passed"] * 4
+    assert "random in evaluation mode" in result["refused_while_random"]
+    assert "8 control flow" in ended.err
+    children = workplace.client.search_runs(
+        [workplace.client.get_run(result["run_id"]).info.experiment_id],
+        f"tags.`mlflow.parentRunId` = '{result['run_id']}'",
+    )
+    outcomes = sorted((run.info.run_name or "", run.info.status) for run in children)
+    assert [status for name, status in outcomes if name.startswith("level 8 while")] == ["FINISHED"]
+    assert [status for _, status in outcomes] == ["FINISHED"] * 9
+    kept = {artifact.path for artifact in workplace.client.list_artifacts(result["run_id"])}
+    assert kept == {"levels.png"}
+
+
+def test_wrong_steps_are_refused_in_one_line(workplace: Workplace) -> None:
+    ended = workplace.run("--steps", "0", flow="tutorial")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.count("\n") == 1
+    assert "--steps" in ended.err
+    assert not (workplace.folder / "mlflow.db").exists()

@@ -1,0 +1,60 @@
+"""What the documents show is what the code does."""
+
+import importlib.util
+import re
+import textwrap
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from workplaces import ROOT
+
+from fourfold.configuration import EIGHT
+
+README = (ROOT / "README.md").read_text()
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
+SHOWN = ("levels", "legendre", "dynamic")
+
+
+def epochs() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("epochs", ROOT / "docs" / "epochs.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_the_tutorials_code_is_the_code_that_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)\n```", TUTORIAL, flags=re.DOTALL)
+    sources = [(ROOT / "models" / f"{name}.py").read_text() for name in SHOWN]
+    assert len(blocks) == 11
+    for block in blocks:
+        assert any(f"\n{block}\n" in source for source in sources), f"models/ does not hold:\n{block}"
+
+
+def test_readme_shows_what_the_exercise_gives_after_100_and_1000_epochs() -> None:
+    (shown,) = re.findall(r"<!-- epochs:.*?-->\n(.*?)\n<!-- end of epochs -->", README, flags=re.DOTALL)
+    module = epochs()
+    found = module.table({name: module.curves(name) for name in EIGHT})
+
+    def numbers(table: str) -> list[float]:
+        return [float(text) for line in table.splitlines()[2:] for text in re.findall(r"-?\d+\.\d+(?:e[-+]\d+)?", line)]
+
+    assert [line.split("|")[1] for line in shown.splitlines()] == [line.split("|")[1] for line in found.splitlines()]
+    # Losses near zero are squares of the last bits: their size is what another machine's arithmetic keeps.
+    assert numbers(shown) == pytest.approx(numbers(found), rel=0.5, abs=1.1e-4)
+
+
+def test_the_backward_that_readme_shows_works() -> None:
+    start = README.index("    class SoftRoot")
+    snippet = README[start : README.index("\nIn `forward` of the network", start)]
+    names: dict[str, Any] = {"torch": torch}
+    exec(textwrap.dedent(snippet), names)
+    x = torch.tensor([4.0, 0.25, 0.0], dtype=torch.float64, requires_grad=True)
+    root = names["SoftRoot"].apply(x)
+    root.sum().backward()
+    assert root.tolist() == [2.0, 0.5, 0.0]
+    assert x.grad is not None
+    assert x.grad.tolist() == pytest.approx([1 / 4.001, 1 / 1.001, 1000])
