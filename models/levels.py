@@ -5,7 +5,6 @@ are one algorithm in five spellings. All take the same rows, x and y (rows, 1), 
 y = a + b x + c x^2 + d x^3; none calls another. The loss is squared error, summed.
 """
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -221,7 +220,6 @@ LEVELS = (
 def first_values(seed: int) -> Start:
     """Where all levels but the fourth begin: what `torch.nn.Linear(3, 1)` draws from a seed."""
     torch.manual_seed(seed)
-    random.seed(seed)  # for the last level
     drawn = nn.Linear(3, 1)
     b, c, d = drawn.weight[0].tolist()
     return drawn.bias.item(), b, c, d

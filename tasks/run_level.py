@@ -1,6 +1,5 @@
 """One of the tutorial's levels: run, timed, recorded, and where it is a network, proved."""
 
-import random
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,7 +69,7 @@ def run_level(level: Level, config: TutorialConfig, data: Dataset, parent: RunRe
         record.dataset(data)
         start = first_values(config.seed)
         level.run(data.x, data.y, start, 1, level.rate)  # not timed: the first use of a part of torch loads it
-        random.seed(config.seed)
+        torch.manual_seed(config.seed)
         started = time.perf_counter()
         learned = level.run(data.x, data.y, start, steps, level.rate)
         seconds = time.perf_counter() - started

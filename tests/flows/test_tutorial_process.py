@@ -31,3 +31,9 @@ def test_wrong_steps_are_refused_in_one_line(workplace: Workplace) -> None:
     assert ended.err.count("\n") == 1
     assert "--steps" in ended.err
     assert not (workplace.folder / "mlflow.db").exists()
+
+
+def test_a_network_that_draws_while_it_learns_gives_the_same_bits_in_another_process(workplace: Workplace) -> None:
+    request = ("--data", "sine", "--model", "dynamic", "--lr", "1e-8", "--epochs", "300", "--no-register", "--json")
+    first, again = (workplace.run(*request).result for _ in range(2))
+    assert first["parameters"] == again["parameters"]

@@ -1,7 +1,5 @@
 """The network whose forward is random while it learns."""
 
-import random
-
 import numpy as np
 import pytest
 import torch
@@ -25,16 +23,16 @@ def test_in_evaluation_mode_it_is_the_whole_polynomial(network: DynamicPolynomia
 
 def test_while_it_learns_it_ends_at_the_third_fourth_or_fifth_order(network: DynamicPolynomial) -> None:
     a, b, c, d, e = (value.item() for value in network.parameters())
-    random.seed(1)
+    torch.manual_seed(1)
     x = torch.tensor([[2.0]]).double()
     found = {round(network.train()(x).item(), 9) for _ in range(60)}
     cubic = a + 2 * b + 4 * c + 8 * d
     assert found == {round(cubic + more, 9) for more in (0, 16 * e, 48 * e)}
 
 
-def test_its_draws_are_those_of_pythons_generator(network: DynamicPolynomial) -> None:
+def test_its_draws_are_those_of_torchs_generator(network: DynamicPolynomial) -> None:
     def drawn() -> list[float]:
-        random.seed(7)
+        torch.manual_seed(7)
         return [network.train()(torch.tensor([[2.0]]).double()).item() for _ in range(20)]
 
     assert drawn() == drawn()

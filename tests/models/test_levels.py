@@ -87,3 +87,19 @@ def test_the_first_values_are_torchs_draw_of_a_layer() -> None:
     torch.manual_seed(3)
     layer = torch.nn.Linear(3, 1)
     assert first_values(3) == (layer.bias.item(), *layer.weight[0].tolist())
+
+
+def test_the_last_level_is_descent_with_momentum_on_whatever_order_was_drawn() -> None:
+    x, y = (values.numpy()[:, 0] for values in rows())
+    start = first_values(0)
+    learned = LEVELS[7].run(*rows(), start, 5, 1e-8)
+    first_values(0)
+    coefficients, velocity = np.array([*start, 0.0]), np.zeros(5)
+    [torch.randn(()) for _ in range(5)]  # the network's own first values, which the start replaces
+    for _ in range(5):
+        order = int(torch.randint(3, 6, ()))
+        shared = sum(x**power for power in range(4, order + 1)) + 0 * x
+        columns = np.column_stack([x**0, x, x**2, x**3, shared])
+        velocity = 0.9 * velocity + 2 * columns.T @ (columns @ coefficients - y)
+        coefficients = coefficients - 1e-8 * velocity
+    np.testing.assert_allclose(list(learned.coefficients.values()), coefficients, rtol=0, atol=1e-12)

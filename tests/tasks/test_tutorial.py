@@ -65,6 +65,18 @@ def test_the_gate_refuses_the_network_that_it_accepts_in_evaluation_mode(
         refusal.fn(seventh, sine, record, tmp_path)  # it draws nothing, and has to get through
 
 
+def test_the_last_levels_draws_are_up_to_the_seed_whatever_was_drawn_before(
+    levels: list[LevelRun], sine: Dataset, record: RunRecord, tmp_path: Path
+) -> None:
+    (tmp_path / "again").mkdir()
+    torch.rand(5)
+    again = run_level.fn(LEVELS[-1], SHORT, sine, record, tmp_path / "again")
+    assert again.learned.losses == levels[-1].learned.losses
+    (tmp_path / "other").mkdir()
+    other = run_level.fn(LEVELS[-1], SHORT.model_copy(update={"seed": 1}), sine, record, tmp_path / "other")
+    assert other.learned.losses != again.learned.losses
+
+
 def test_levels_that_end_apart_fail_the_run(levels: list[LevelRun]) -> None:
     result = TutorialResult(SHORT, levels=levels)
     result.check_agreement()
