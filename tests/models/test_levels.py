@@ -100,6 +100,7 @@ def test_the_last_level_is_descent_with_momentum_on_whatever_order_was_drawn() -
         order = int(torch.randint(3, 6, ()))
         shared = sum(x**power for power in range(4, order + 1)) + 0 * x
         columns = np.column_stack([x**0, x, x**2, x**3, shared])
-        velocity = 0.9 * velocity + 2 * columns.T @ (columns @ coefficients - y)
-        coefficients = coefficients - 1e-8 * velocity
+        used = slice(5 if order > 3 else 4)  # torch leaves a parameter alone that had no part in the loss
+        velocity[used] = (0.9 * velocity + 2 * columns.T @ (columns @ coefficients - y))[used]
+        coefficients[used] -= 1e-8 * velocity[used]
     np.testing.assert_allclose(list(learned.coefficients.values()), coefficients, rtol=0, atol=1e-12)
