@@ -67,9 +67,9 @@ def run_level(level: Level, config: TutorialConfig, data: Dataset, parent: RunRe
         parent.experiment, title, asked | config.model_dump(exclude={"steps"}), {"mlflow.parentRunId": parent.run_id}
     ) as record:
         record.dataset(data)
-        start = first_values(config.seed)
-        level.run(data.x, data.y, start, 1, level.rate)  # not timed: the first use of a part of torch loads it
-        torch.manual_seed(config.seed)
+        # Not timed: the first use of a part of torch loads it.
+        level.run(data.x, data.y, first_values(config.seed), 1, level.rate)
+        start = first_values(config.seed)  # once more, since the last level has drawn
         started = time.perf_counter()
         learned = level.run(data.x, data.y, start, steps, level.rate)
         seconds = time.perf_counter() - started

@@ -12,7 +12,7 @@ from fourfold.configuration import TrainConfig, TutorialConfig
 from fourfold.datasets import Dataset
 from fourfold.errors import AgreementError, DivergedError
 from fourfold.onnx_file import predict
-from models.levels import LEVELS, Learned
+from models.levels import LEVELS, Learned, first_values
 from tasks.draw_panels import draw_panels
 from tasks.make_data import load
 from tasks.run_level import LevelRun, judged, refusal, run_level
@@ -72,6 +72,8 @@ def test_the_last_levels_draws_are_up_to_the_seed_whatever_was_drawn_before(
     torch.rand(5)
     again = run_level.fn(LEVELS[-1], SHORT, sine, record, tmp_path / "again")
     assert again.learned.losses == levels[-1].learned.losses
+    alone = LEVELS[-1].run(sine.x, sine.y, first_values(0), 20, LEVELS[-1].rate)
+    assert again.learned.losses == alone.losses
     (tmp_path / "other").mkdir()
     other = run_level.fn(LEVELS[-1], SHORT.model_copy(update={"seed": 1}), sine, record, tmp_path / "other")
     assert other.learned.losses != again.learned.losses
