@@ -6,7 +6,7 @@ FourfoldError
  ├── ExportError        torch cannot export the network                        exit 1
  ├── ParityError        the exported file predicts otherwise than torch does   exit 1
  ├── ComparisonError    a comparison contradicts itself                        exit 1
- ├── AgreementError     one algorithm in several spellings ends apart           exit 1
+ ├── AgreementError     one algorithm in several spellings ends apart          exit 1
  ├── RegistrationError  the registry gives back another file than was proved   exit 1
  └── ServiceError       a server that the run started did not come up          exit 1
 """

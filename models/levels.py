@@ -177,6 +177,19 @@ def control_flow(x: Tensor, y: Tensor, start: Start, steps: int, rate: float) ->
     return Learned({name: value.item() for name, value in network.named_parameters()}, losses, network)
 
 
+def powers_of_cubic(coefficients: dict[str, float]) -> np.ndarray:
+    """Coefficients of 1, x, x^2, ... in float64: as they are, the e of the last level for both of its orders."""
+    a, b, c, d, *e = coefficients.values()
+    return np.array([a, b, c, d, *e, *e])
+
+
+def powers_of_legendre(coefficients: dict[str, float]) -> np.ndarray:
+    """The same of a + b P3(c + d x), multiplied out."""
+    a, b, c, d = coefficients.values()
+    found: np.ndarray = (a + b * LegendreSeries.basis(3)(PowerSeries([c, d]))).coef
+    return found
+
+
 @dataclass(frozen=True)
 class Level:
     """One of the eight.
@@ -185,6 +198,7 @@ class Level:
         run: takes x, y, the first values, steps, and the learning rate.
         adds: what it shows that the level before did not.
         same_as_first: whether it is the first level's algorithm, and must end where that does.
+        polynomial: takes its coefficients to those of 1, x, x^2, ...
     """
 
     number: int
@@ -194,22 +208,14 @@ class Level:
     steps: int = 2000
     rate: float = 1e-6
     same_as_first: bool = False
-
-    def polynomial(self, coefficients: dict[str, float]) -> np.ndarray:
-        """What was learned as coefficients of 1, x, x^2, ..., in float64."""
-        a, b, c, d, *e = coefficients.values()
-        if self.run is own_function:
-            inner = PowerSeries([c, d])
-            found: np.ndarray = (a + b * LegendreSeries.basis(3)(inner)).coef
-            return found
-        return np.array([a, b, c, d, *e, *e])
+    polynomial: Callable[[dict[str, float]], np.ndarray] = powers_of_cubic
 
 
 LEVELS = (
     Level(1, "NumPy", numpy_by_hand, "gradients by hand", same_as_first=True),
     Level(2, "tensors", tensors_by_hand, "the same in tensors", same_as_first=True),
     Level(3, "autograd", autograd, "backward()", same_as_first=True),
-    Level(4, "own Function", own_function, "its own backward", rate=5e-6),
+    Level(4, "own Function", own_function, "its own backward", rate=5e-6, polynomial=powers_of_legendre),
     Level(5, "nn", layers, "a layer", same_as_first=True),
     Level(6, "optim", optimizer, "an optimizer", rate=1e-3),
     Level(7, "own Module", own_module, "a class of its own", same_as_first=True),

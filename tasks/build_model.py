@@ -49,6 +49,12 @@ class BuiltModel:
         """Whether the network is linear in coefficients that least squares can be compared with."""
         return isinstance(self.core, LinearRegression)
 
+    @property
+    def is_line(self) -> bool:
+        """Whether it is y = w x + b."""
+        one_each = len(self.features) == len(self.targets) == 1
+        return one_each and isinstance(self.core, LinearRegression) and self.core.symbols == ("w",)
+
     def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
         """Weights (targets, columns) and intercepts (targets,) now, float64, in the user's units."""
         assert isinstance(self.core, LinearRegression), "only a linear network has them"

@@ -137,7 +137,7 @@ def panels(
             tuple(search),
         ),
     ]
-    if all({"w", "b"} == set(posed.built.curves(history)) for history in histories.values()) and histories:
+    if posed.built.is_line and histories:
         found.append(_paths(standings, posed, data, histories, styles, unit))
     return tuple(found)
 

@@ -75,10 +75,9 @@ def run_level(level: Level, config: TutorialConfig, data: Dataset, parent: RunRe
         seconds = time.perf_counter() - started
         polynomial = level.polynomial(learned.coefficients)
         loss, distance = judged(polynomial, data)
-        record.curves({"loss": np.array([*learned.losses, loss])})
-        record.table(
-            {"step": np.arange(steps + 1), "loss": np.array([*learned.losses, loss])}, place / "history.parquet"
-        )
+        curve = np.array([*learned.losses, loss])
+        record.curves({"loss": curve})
+        record.table({"step": np.arange(steps + 1), "loss": curve}, place / "history.parquet")
         record.metrics(
             learned.coefficients
             | {"final_loss": loss, "least_squares/distance": distance, "fit_seconds": seconds}

@@ -256,6 +256,28 @@ class TestCurves:
         assert built.parameters(history) == {"w": 3.0, "b": 4.0}
 
 
+BENT = """
+class Bent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return torch.tanh(self.w * x) + self.b
+"""
+
+
+@pytest.mark.parametrize(("model", "is_line"), [("linear", True), ("polynomial", False), ("nets:Bent", False)])
+def test_only_a_line_is_one_whatever_the_parameters_are_called(
+    model: str, is_line: bool, classes: Callable[[str], None], houses: Dataset
+) -> None:
+    classes(BENT)
+    config = TrainConfig(model=model, degree=1)
+    assert build(config, load(config)).is_line == is_line
+    if model == "linear":
+        assert not build(config, houses).is_line
+
+
 CUBIC = """
 class Cubic(nn.Module):
     def __init__(self):

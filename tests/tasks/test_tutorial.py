@@ -8,6 +8,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from flows import tutorial_flow as tutorial
 from fourfold.configuration import TrainConfig, TutorialConfig
 from fourfold.datasets import Dataset
 from fourfold.errors import AgreementError, DivergedError
@@ -92,6 +93,18 @@ def test_levels_that_end_apart_fail_the_run(levels: list[LevelRun]) -> None:
     lost = replace(levels[1], polynomial=levels[1].polynomial * np.nan)
     with pytest.raises(AgreementError, match=r"^level 2 ended"):
         TutorialResult(SHORT, levels=[levels[0], lost]).check_agreement()
+
+
+def test_the_flow_fails_where_levels_end_apart(store: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("make_data", "run_level", "refusal", "draw_levels"):
+        monkeypatch.setattr(tutorial, name, getattr(tutorial, name).fn)
+    slower = replace(LEVELS[1], rate=2e-7)
+    monkeypatch.setattr(tutorial, "LEVELS", (LEVELS[0], slower, LEVELS[7]))
+    with pytest.raises(AgreementError, match="level 2 ended") as failure:
+        tutorial.tutorial_flow.fn(SHORT)
+    result = failure.value.result  # type: ignore[attr-defined]
+    assert result.status == "failed"
+    assert store.get_run(result.run_id).info.status == "FAILED"
 
 
 def test_the_best_cubic_has_no_distance_and_the_exercises_loss(sine: Dataset) -> None:
