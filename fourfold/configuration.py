@@ -89,8 +89,16 @@ class ProblemConfig(FlowConfig):
     features: Annotated[
         Names,
         DATA,
-        Field(description="columns to predict from, for a file (default: all other numeric ones)"),
+        Field(description="columns to predict from, for a file (default: all others)"),
     ] = ()
+    missing: Annotated[
+        Literal["error", "drop", "mean"],
+        DATA,
+        Field(
+            description="what to do where values are missing: refuse the file (error), leave out those rows (drop), or "
+            "fill features with their training mean inside the network (mean)"
+        ),
+    ] = "error"
     test_fraction: Annotated[
         float | None,
         DATA,
@@ -202,6 +210,14 @@ class ProblemConfig(FlowConfig):
 class TrainConfig(ProblemConfig):
     """One training run, from the data to the registered model."""
 
+    stream: Annotated[
+        bool | None,
+        DATA,
+        Field(
+            description="read the file anew for each epoch instead of holding its rows (default: where they are more "
+            "than 256 MiB)"
+        ),
+    ] = None
     optimizer: Annotated[str, FIT, Field(min_length=1, description="any of torch.optim, in any letter case")] = "SGD"
     lr: Annotated[Finite, FIT, Field(gt=0, description="learning rate")] = 0.01
     option: Annotated[
@@ -335,6 +351,7 @@ class CompareConfig(ProblemConfig):
             epochs=self.budget,
             budget=self.budget,
             device="cpu",
+            stream=False,  # the trainings of a comparison share their rows in memory
             no_register=not self.register_winners,
         )
 

@@ -1,21 +1,18 @@
 """Rows to learn from: the two built-in sets of the exercise, and CSV and Parquet files."""
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from fourfold.errors import RequestError, first_line
-
-# A decimal number as CSV spells it; what does not match is counted and shown when a column is refused as text.
-_NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
+from fourfold.errors import RequestError
+from fourfold.profile import Profile
+from fourfold.streams import HELD_OUT, TRAINING, VALIDATION, Rows, Stream, choose_parts
+from fourfold.tables import Faults, TableFile, matrix
 
 
 @dataclass(frozen=True)
@@ -28,8 +25,9 @@ class Dataset:
         x, y: training rows, (rows, features) and (rows, targets).
         x_test, y_test: held-out rows, the same widths; no rows where nothing is held out.
         x_validation, y_validation: rows to choose between trainings by; no rows where none are kept aside.
-        sha256: of the columns' names and all values as float64, before the split.
-        left_out: columns of a file that are not numeric and were therefore not used.
+        sha256: of the columns' names and all values as float64, before the split; of a stream, of its file's bytes.
+        missing: "mean" where features that are missing, NaN here, are filled inside the network.
+        stream: where the rows stay on disk; the tensors above are then samples of at most 10,000 rows each.
     """
 
     name: str
@@ -42,30 +40,56 @@ class Dataset:
     x_validation: Tensor
     y_validation: Tensor
     sha256: str
-    left_out: tuple[str, ...] = ()
+    missing: str = "error"
+    stream: Stream | None = None
+
+    @cached_property
+    def count(self) -> dict[str, int]:
+        """Rows of each part: training, validation, held-out."""
+        return {part: self.stream.count(part) if self.stream else len(x) for part, (x, _) in self.at_hand.items()}
 
     @property
     def rows(self) -> int:
         """Training, validation and held-out rows together."""
-        return len(self.x) + len(self.x_validation) + len(self.x_test)
+        return sum(self.count.values())
 
     @property
-    def evaluation_rows(self) -> tuple[str, Tensor, Tensor]:
-        """The rows a model is judged on: the held-out ones where there are any, else the training rows."""
-        if len(self.x_test):
-            return "held-out", self.x_test, self.y_test
-        return "training", self.x, self.y
+    def at_hand(self) -> dict[str, Rows]:
+        """The rows in memory by part: all of them, or samples of a stream."""
+        return {
+            TRAINING: (self.x, self.y),
+            VALIDATION: (self.x_validation, self.y_validation),
+            HELD_OUT: (self.x_test, self.y_test),
+        }
+
+    @property
+    def judged_on(self) -> str:
+        """The part that a model is judged on: the held-out rows where there are any, else the training rows."""
+        return HELD_OUT if self.count[HELD_OUT] else TRAINING
+
+    @cached_property
+    def profile(self) -> tuple[Profile, Profile]:
+        """Range and moments of the training rows' features and targets."""
+        if self.stream:
+            return self.stream.profile
+        return Profile.of(self.x.cpu().numpy()), Profile.of(self.y.cpu().numpy())
+
+    def chunks(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Every row once, with the part that it belongs to."""
+        if self.stream:
+            yield from self.stream.chunks()
+            return
+        yield from ((part, x, y) for part, (x, y) in self.at_hand.items() if len(x))
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of numbers, (rows, columns) float64, every value finite."""
+    """Columns of numbers, (rows, columns) float64, every value finite but for features that are to be filled."""
 
     features: tuple[str, ...]
     targets: tuple[str, ...]
     x: np.ndarray
     y: np.ndarray
-    left_out: tuple[str, ...] = ()
 
 
 def line() -> Table:
@@ -80,49 +104,26 @@ def sine() -> Table:
     return Table(("x",), ("y",), x, np.sin(x))
 
 
-def read_table(path: Path, targets: tuple[str, ...], features: tuple[str, ...] = ()) -> Table:
-    """Read the chosen columns of a .csv or .parquet file.
+def read_table(file: TableFile, features: Sequence[str], targets: Sequence[str], *, missing: str = "error") -> Table:
+    """Read columns of numbers into memory.
 
     Args:
-        path: the file.
-        targets: columns to predict, at least one.
-        features: columns to predict from; none means all other numeric or boolean ones.
+        file: the file.
+        features, targets: names of its columns.
+        missing: "error"; "drop", which leaves out rows with a missing value; "mean", which keeps NaN in features.
 
     Raises:
-        RequestError: no such file, another format, unreadable, no rows, a column that is not there, a chosen
-            column that holds text, nothing, or a value that is not finite.
+        RequestError: no rows, or values that are missing, infinite, or all the same.
     """
-    table = _read_arrow(path)
-    columns = table.column_names
-    repeated = sorted({name for name in columns if columns.count(name) > 1})
-    if repeated:
-        raise RequestError(f"{path} has more than one column named {_listed(repeated)}; give each its own name")
-    if table.num_rows == 0:
-        raise RequestError(f"{path} has no rows; at least two are needed")
-    if not targets:
-        raise RequestError(f"--data {path} needs --target COLUMN; its columns are {_listed(columns)}")
-    for option, names in (("--target", targets), ("--features", features)):
-        for name in names:
-            if name not in columns:
-                raise RequestError(f"{option} {name}: {path} has no such column; it has {_listed(columns)}")
-            if names.count(name) > 1:
-                raise RequestError(f"{option} {name} is given twice; once is enough")
-    both = [name for name in features if name in targets]
-    if both:
-        raise RequestError(f"{_listed(both)} cannot be a feature and the target; take it out of one of the two")
-    others = [name for name in columns if name not in targets]
-    numeric = [name for name in others if _is_numeric(table.schema.field(name).type)]
-    chosen = features or tuple(numeric)
-    if not chosen:
-        raise RequestError(f"{path} has no numeric column besides the target; it has {_listed(columns)}")
-    left_out = () if features else tuple(name for name in others if name not in numeric)
-    return Table(
-        chosen,
-        targets,
-        np.column_stack([_numbers(table, name, path) for name in chosen]),
-        np.column_stack([_numbers(table, name, path) for name in targets]),
-        left_out,
-    )
+    names = (*features, *targets)
+    faults = Faults(file, features, targets, missing)
+    parts = [np.empty((0, len(names)))]
+    for batch in file.chunks(names):
+        values = matrix(batch, names, np.float64)
+        parts.append(values[faults.keep(values)])
+    faults.judge()
+    values = np.concatenate(parts)
+    return Table(tuple(features), tuple(targets), values[:, : len(features)].copy(), values[:, len(features) :].copy())
 
 
 def make_dataset(
@@ -133,41 +134,27 @@ def make_dataset(
     seed: int,
     dtype: torch.dtype,
     validation_fraction: float = 0.0,
+    missing: str = "error",
 ) -> Dataset:
-    """Split a table into training, validation and held-out rows.
+    """Split a table into training, validation and held-out rows, as `choose_parts` says.
 
     Args:
         name: the data's short name.
         table: at least two rows.
-        test_fraction: share of the rows that is held out, in [0, 1), rounded to whole rows; the rows are
-            chosen by a permutation that the seed decides. At 0 the training rows keep their order.
+        test_fraction: share of the rows that is held out.
         seed: decides the split.
         dtype: of the tensors.
-        validation_fraction: share of all rows that is kept aside, chosen as those are; which rows are held out
-            does not depend on it.
+        validation_fraction: share of all rows that is kept aside; which rows are held out does not depend on it.
+        missing: "mean" where the table's features may hold NaN.
 
     Raises:
-        RequestError: fewer than two rows, or fewer than two left to train on.
+        RequestError: fewer than two rows, or fewer than two left to train on, or values beyond the dtype.
     """
-    rows = len(table.x)
-    held_out = round(rows * test_fraction)
-    if rows < 2:
-        raise RequestError(f"{name} has {rows} row; at least two are needed")
-    aside = held_out + round(rows * validation_fraction)
-    if rows - aside < 2:
-        both = f" and --validation-fraction {validation_fraction:g}" if aside > held_out else ""
-        raise RequestError(
-            f"--test-fraction {test_fraction:g}{both} leaves {max(rows - aside, 0)} of {rows} rows to train on; "
-            "at least two are needed"
-        )
-    order = np.arange(rows)
-    if aside:
-        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).numpy()
-    test, validation, train = order[:held_out], order[held_out:aside], order[aside:]
+    chosen = choose_parts(name, len(table.x), {HELD_OUT: test_fraction, VALIDATION: validation_fraction}, seed)
 
-    def tensor(values: np.ndarray, chosen: np.ndarray) -> Tensor:
-        converted = torch.from_numpy(values[chosen]).to(dtype)
-        if not torch.isfinite(converted).all():
+    def tensor(values: np.ndarray, part: str) -> Tensor:
+        converted = torch.from_numpy(values[chosen[part]]).to(dtype)
+        if torch.isinf(converted).any():
             raise RequestError(f"{name} has values beyond the range of {dtype}; use --dtype float64")
         return converted
 
@@ -175,66 +162,26 @@ def make_dataset(
         name,
         table.features,
         table.targets,
-        x=tensor(table.x, train),
-        y=tensor(table.y, train),
-        x_test=tensor(table.x, test),
-        y_test=tensor(table.y, test),
-        x_validation=tensor(table.x, validation),
-        y_validation=tensor(table.y, validation),
+        x=tensor(table.x, TRAINING),
+        y=tensor(table.y, TRAINING),
+        x_test=tensor(table.x, HELD_OUT),
+        y_test=tensor(table.y, HELD_OUT),
+        x_validation=tensor(table.x, VALIDATION),
+        y_validation=tensor(table.y, VALIDATION),
         sha256=_sha256(table),
-        left_out=table.left_out,
+        missing=missing,
     )
 
 
-def _read_arrow(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise RequestError(f"--data {path}: no such file; give line, sine, or the path of a .csv or .parquet file")
-    if path.stat().st_size == 0:
-        raise RequestError(f"--data {path} is empty; at least two rows are needed")
-    try:
-        if path.suffix.lower() == ".csv":
-            table = pa.csv.read_csv(path)
-            _ = table.column_names  # decoded only when asked for
-            return table
-        if path.suffix.lower() in (".parquet", ".pq"):
-            return pa.parquet.ParquetFile(path).read()
-    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
-        raise RequestError(f"--data {path} cannot be read: {first_line(error)}") from error
-    raise RequestError(f"--data {path}: unknown ending {path.suffix!r}; .csv and .parquet are read")
-
-
-def _is_numeric(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_decimal(kind)
+def streamed_dataset(name: str, stream: Stream, *, missing: str = "error") -> Dataset:
+    """The dataset whose rows a stream reads, with its samples at hand."""
+    (x, y), (x_test, y_test), (x_validation, y_validation) = (
+        stream.samples[part] for part in (TRAINING, HELD_OUT, VALIDATION)
     )
-
-
-def _numbers(table: pa.Table, name: str, path: Path) -> np.ndarray:
-    """One column as (rows,) float64; refused, with the count and the first row, where a value is no number."""
-    column = table.column(name)
-    kind = column.type
-    if _is_numeric(kind):
-        values: np.ndarray = column.cast(pa.float64(), safe=False).to_numpy()  # a missing value becomes NaN
-        faulty, fault = ~np.isfinite(values), "missing or not finite"
-        if not faulty.any():
-            return values
-    elif pa.types.is_null(kind):
-        faulty, fault = np.ones(len(column), dtype=bool), "missing"
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        matches = pc.fill_null(pc.match_substring_regex(column, _NUMBER), False)
-        faulty, fault = ~matches.to_numpy().astype(bool), "text or missing"
-        if not faulty.any():
-            raise RequestError(f"column {name!r} of {path} holds numbers stored as text; store them as numbers")
-    else:
-        raise RequestError(f"column {name!r} of {path} holds {kind}, not numbers; leave it out by --features")
-    first = int(np.argmax(faulty))
-    raise RequestError(
-        f"column {name!r} of {path}: {int(faulty.sum())} of {len(column)} values are {fault}, first in row "
-        f"{first + 1} ({column[first].as_py()!r}); mend the rows, or choose other columns by --features"
-    )
+    features, targets = stream.names[: stream.width], stream.names[stream.width :]
+    return Dataset(
+        name, features, targets, x, y, x_test, y_test, x_validation, y_validation, stream.sha256, missing, stream
+    )  # fmt: skip
 
 
 def _sha256(table: Table) -> str:
@@ -242,8 +189,3 @@ def _sha256(table: Table) -> str:
     for values in (table.x, table.y):
         digest.update(np.ascontiguousarray(values, dtype="<f8").data)
     return digest.hexdigest()
-
-
-def _listed(names: list[str] | tuple[str, ...], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

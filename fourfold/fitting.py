@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
@@ -101,10 +101,21 @@ class FitResult:
 
 
 Progress = Callable[[int, float], None]
+Rows = tuple[Tensor, Tensor]
 
 
 def fit(
     network: nn.Module, x: Tensor, y: Tensor, config: FitConfig, on_progress: Progress = lambda epoch, loss: None
+) -> FitResult:
+    """Train a network in place on x, (rows, features), and y, (rows, targets), as `fit_batches` does."""
+    return fit_batches(network, Batches(x, y, config.batch_size, config.seed), config, on_progress)
+
+
+def fit_batches(
+    network: nn.Module,
+    batches: "Batches | StreamedBatches",
+    config: FitConfig,
+    on_progress: Progress = lambda epoch, loss: None,
 ) -> FitResult:
     """Train a network in place.
 
@@ -113,8 +124,7 @@ def fit(
 
     Args:
         network: (rows, features) to (rows, targets), on the device and in the dtype of the rows.
-        x: (rows, features).
-        y: (rows, targets).
+        batches: the rows of each epoch.
         config: what decides the fit.
         on_progress: told the epochs done and the last loss, about ten times a second.
 
@@ -124,10 +134,10 @@ def fit(
     optimizer = config.optimizer.build(network)
     scheduler = config.scheduler.build(optimizer) if config.scheduler else None
     loss_function, sums = LOSSES[config.loss], is_sum(config.loss)
-    batches = Batches(x, y, config.batch_size, config.seed)
+    rows = batches.rows
     epochs = config.epochs if config.budget is None else min(config.epochs, config.budget // batches.count)
     recorder = _Recorder(network, epochs)
-    scale = loss_of_the_mean(y, config.loss)
+    scale = batches.loss_of_the_mean(config.loss)
     evaluations = 0
 
     def closure() -> Tensor:
@@ -153,11 +163,11 @@ def fit(
                 iterations = _limit_iterations(optimizer, most)
             batch_loss = step(closure).item()
             if limit == math.inf:
-                start = batch_loss * len(x) / len(inputs) if sums else batch_loss
+                start = batch_loss * rows / len(inputs) if sums else batch_loss
                 scale = max(scale, start if math.isfinite(start) else 0.0)
                 limit = MOST_OVERSHOOT * scale
             total += batch_loss if sums else batch_loss * len(inputs)
-        loss = total if sums else total / len(x)
+        loss = total if sums else total / rows
         recorder.loss(epoch, loss)
         if not loss <= limit:  # also where it is not a number
             reason = f"the loss went from {recorder.first_loss:.3g} to {loss:.3g} within {epoch + 1} epochs"
@@ -176,7 +186,7 @@ def fit(
     network.eval()
     if not reason:
         recorder.state(epoch, evaluations, optimizer.param_groups[0]["lr"])
-        loss = evaluate_loss(network, x, y, config.loss, config.batch_size)
+        loss = evaluate_batches(network, batches.in_order(), config.loss)
         recorder.loss(epoch, loss)
         if not loss <= MOST_WORSENING * scale:
             reason = f"the fit ended with loss {loss:.3g}, worse than the constant mean or its own start ({scale:.3g})"
@@ -194,14 +204,19 @@ def fit(
 
 def evaluate_loss(network: nn.Module, x: Tensor, y: Tensor, loss: str, batch_size: int | None = None) -> float:
     """Measure a loss over all rows in evaluation mode, without gradients; batches add up as in a fit."""
+    return evaluate_batches(network, Batches(x, y, batch_size, seed=0).in_order(), loss)
+
+
+def evaluate_batches(network: nn.Module, batches: Iterable[Rows], loss: str) -> float:
+    """The same over rows that come in batches."""
     network.eval()
-    total = 0.0
+    total, rows = 0.0, 0
     with torch.no_grad():
-        for first in range(0, len(x), batch_size or len(x)):
-            rows = slice(first, first + (batch_size or len(x)))
-            batch_loss = float(LOSSES[loss](network(x[rows]), y[rows]))
-            total += batch_loss if is_sum(loss) else batch_loss * len(x[rows])
-    return total if is_sum(loss) else total / len(x)
+        for x, y in batches:
+            batch_loss = float(LOSSES[loss](network(x), y))
+            total += batch_loss if is_sum(loss) else batch_loss * len(x)
+            rows += len(x)
+    return total if is_sum(loss) else total / rows
 
 
 def try_out(network: nn.Module, x: Tensor, y: Tensor, config: FitConfig) -> None:
@@ -241,23 +256,98 @@ class Batches:
     """The rows of each epoch, as views of tensors: no worker pool, no copy of single rows.
 
     Attributes:
+        rows: of the whole.
         count: batches an epoch.
     """
 
     def __init__(self, x: Tensor, y: Tensor, size: int | None, seed: int) -> None:
-        self.x, self.y = x, y
+        self.x, self.y, self.rows = x, y, len(x)
         self.size = size or len(x)
         self.count = batches_an_epoch(len(x), size)
         self.generator = torch.Generator().manual_seed(seed)
 
-    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self) -> Iterator[Rows]:
         """Inputs and targets of each batch, in an order that the seed decides, another one each time."""
         if self.size >= len(self.x):
             yield self.x, self.y
             return
         order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
-        x, y = self.x[order], self.y[order]
-        yield from zip(torch.split(x, self.size), torch.split(y, self.size), strict=True)
+        yield from _cut(self.x[order], self.y[order], self.size)
+
+    def in_order(self) -> Iterator[Rows]:
+        """The same rows in their own order."""
+        return _cut(self.x, self.y, self.size)
+
+    def loss_of_the_mean(self, loss: str) -> float:
+        """The scale of any loss worth having."""
+        return loss_of_the_mean(self.y, loss)
+
+
+class StreamedBatches:
+    """The rows of each epoch from where they lie, in pieces that are cut into batches; none is held longer.
+
+    Args:
+        shuffled: gives pieces of all rows in an order that the generator decides.
+        in_order: gives pieces of all rows in their own order.
+        as_seen: makes raw inputs and targets what the network is trained on.
+        sample: some of the targets as the network is trained on them, (rows, targets).
+        rows: of the whole.
+        size: rows a batch.
+
+    Attributes:
+        count: batches an epoch.
+    """
+
+    def __init__(
+        self,
+        shuffled: Callable[[torch.Generator], Iterable[Rows]],
+        in_order: Callable[[], Iterable[Rows]],
+        as_seen: Callable[[Tensor, Tensor], Rows],
+        sample: Tensor,
+        rows: int,
+        size: int,
+        seed: int,
+    ) -> None:
+        self.shuffled, self.whole, self.as_seen, self.sample = shuffled, in_order, as_seen, sample
+        self.rows, self.size, self.count = rows, size, batches_an_epoch(rows, size)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def epoch(self) -> Iterator[Rows]:
+        """Inputs and targets of each batch, in an order that the seed decides, another one each time."""
+        left: list[Rows] = []
+        for x, y in self.shuffled(self.generator):
+            needed = self.size - sum(len(inputs) for inputs, _ in left)
+            left.append((x[:needed], y[:needed]))
+            if len(x) < needed:
+                continue
+            yield self.as_seen(*_joined(left))
+            left = []
+            for inputs, targets in _cut(x[needed:], y[needed:], self.size):
+                if len(inputs) == self.size:
+                    yield self.as_seen(inputs, targets)
+                else:
+                    left = [(inputs.clone(), targets.clone())]  # a view would hold the whole piece
+        if left:
+            yield self.as_seen(*_joined(left))
+
+    def in_order(self) -> Iterator[Rows]:
+        """The same rows in their own order."""
+        for x, y in self.whole():
+            for inputs, targets in _cut(x, y, self.size):
+                yield self.as_seen(inputs, targets)
+
+    def loss_of_the_mean(self, loss: str) -> float:
+        """The scale of any loss worth having, from the sample."""
+        of_sample = loss_of_the_mean(self.sample, loss)
+        return of_sample * self.rows / len(self.sample) if is_sum(loss) else of_sample
+
+
+def _cut(x: Tensor, y: Tensor, size: int) -> Iterator[Rows]:
+    return zip(torch.split(x, size), torch.split(y, size), strict=True) if len(x) else iter(())
+
+
+def _joined(rows: list[Rows]) -> Rows:
+    return torch.cat([x for x, _ in rows]), torch.cat([y for _, y in rows])
 
 
 class _Recorder:

@@ -36,6 +36,7 @@ def probes(network: nn.Module, rows: Mapping[str, Tensor]) -> Iterator[tuple[str
         elif len(x):
             yield name, x.cpu()
     training = rows[TRAINING].cpu()
+    training = torch.where(training.isnan(), training.nanmean(dim=0).nan_to_num(), training)
     low, high = torch.aminmax(training, dim=0)
     middle, half = low / 2 + high / 2, (high / 2 - low / 2).clamp_min(0.5)
     limits, features = torch.finfo(training.dtype), training.shape[1]

@@ -20,7 +20,7 @@ ARITHMETIC, TANH, SIGMOID, POWER = 1.0, 8.0, 4.0, 4.0
 SIGMOID_IS_ZERO_BEYOND = 40.0
 SMALLER = 2.0**-64
 
-Rule = Callable[..., Tensor]
+Rule = Callable[..., Tensor | None]
 
 
 def sum_of_products(terms: int) -> float:
@@ -283,6 +283,19 @@ def _of_silu(x: Tensor, value: Tensor) -> Tensor:
     return _of_sigmoid(x, torch.sigmoid(x)) * x.abs() + ARITHMETIC * value.abs()
 
 
+def _isnan(mode: _RunningError, a: Tensor) -> Tensor:
+    if mode.tensor(a).any():
+        mode.unknown = "isnan of what rounding may have changed"
+    return torch.zeros_like(a)
+
+
+def _where(mode: _RunningError, condition: Tensor, a: Any, b: Any) -> Tensor | None:
+    if mode.error(condition) is None:  # a comparison of rounded values may come out either way
+        mode.unknown = "where"
+        return None
+    return torch.where(condition, mode.of(a), mode.of(b))
+
+
 _PRODUCTS = {"mm", "mv", "bmm", "addmm"}
 _VIEWS = {
     "t", "transpose", "permute", "view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "slice", "select",
@@ -293,6 +306,8 @@ _RULES: dict[str, Rule] = {
     "mv": lambda mode, a, b: _product(mode, None, a, b, torch.mv),
     "bmm": lambda mode, a, b: _product(mode, None, a, b, torch.bmm),
     "addmm": _addmm,
+    "isnan": _isnan,
+    "where": _where,
     "add": _add,
     "sub": _subtract,
     "rsub": _subtract_from,

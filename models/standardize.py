@@ -35,14 +35,13 @@ class Standardized(nn.Module):
         self.register_buffer("y_deviation", y_deviation)
 
     @classmethod
-    def to_rows(cls, core: nn.Module, x: Tensor, y: Tensor) -> Self:
-        """Scale by the moments of these rows, computed in float64; a constant column is only centred."""
-        moments = []
-        for values in (x, y):
-            deviation, mean = torch.std_mean(values.double(), dim=0, correction=0)
-            deviation[deviation == 0] = 1.0
-            moments += [mean.to(values.dtype), deviation.to(values.dtype)]
-        return cls(core, *moments)
+    def to_moments(
+        cls, core: nn.Module, x_mean: Tensor, x_deviation: Tensor, y_mean: Tensor, y_deviation: Tensor
+    ) -> Self:
+        """Scale by float64 moments of the training rows, rounded to the core's dtype; a constant is only centred."""
+        dtype = next(core.parameters()).dtype
+        x_deviation, y_deviation = (torch.where(one == 0, 1.0, one) for one in (x_deviation, y_deviation))
+        return cls(core, *(moment.to(dtype) for moment in (x_mean, x_deviation, y_mean, y_deviation)))
 
     def scale_features(self, x: Tensor) -> Tensor:
         """Raw (rows, features) to what the core sees."""

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
 from fourfold.errors import RequestError, first_line
-from fourfold.fitting import History
+from fourfold.fitting import Batches, History, StreamedBatches
 from fourfold.least_squares import LeastSquares, least_squares
+from fourfold.streams import TRAINING, Stream
 from models.dynamic import DynamicPolynomial
+from models.filled import Filled
 from models.legendre import Legendre
 from models.linear import LinearRegression
 from models.mlp import MultilayerPerceptron
@@ -33,8 +35,9 @@ class BuiltModel:
 
     Attributes:
         network: raw (rows, features) to raw (rows, targets); what is evaluated and exported.
-        core: the part that is trained: the network itself, or what stands inside its scaling.
-        x, y: the training rows as the core sees them, on its device.
+        core: the part that is trained: the network itself, or what stands inside its filling and scaling.
+        x, y: the training rows as the core sees them, on its device; a sample of a stream's.
+        stream: where the rows stay on disk.
     """
 
     network: nn.Module
@@ -43,6 +46,19 @@ class BuiltModel:
     y: Tensor
     features: tuple[str, ...]
     targets: tuple[str, ...]
+    stream: Stream | None = None
+
+    def batches(self, size: int | None, seed: int) -> Batches | StreamedBatches:
+        """The training rows as a fit takes them, in an order that the seed decides."""
+        if self.stream is None:
+            return Batches(self.x, self.y, size, seed)
+        stream, network, device = self.stream, self.network, self.x.device
+        return StreamedBatches(
+            stream.shuffled,
+            lambda: ((x, y) for part, x, y in stream.chunks() if part == TRAINING),
+            lambda x, y: as_seen(network, x.to(device), y.to(device)),
+            self.y, stream.count(TRAINING), size or stream.count(TRAINING), seed,
+        )  # fmt: skip
 
     @property
     def is_linear(self) -> bool:
@@ -75,9 +91,8 @@ class BuiltModel:
 
     def in_raw_units(self, weights: Tensor, intercepts: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients of a linear core, (..., targets, columns) and (..., targets), in the user's units."""
-        if isinstance(self.network, Standardized):
-            return self.network.cpu().raw_coefficients(weights, intercepts)
-        return weights, intercepts
+        scaling = scaling_of(self.network)
+        return scaling.cpu().raw_coefficients(weights, intercepts) if scaling else (weights, intercepts)
 
     def flat_in_raw_units(self, values: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The same from flat parameters, (..., parameters), as they stand in the core."""
@@ -92,15 +107,15 @@ class BuiltModel:
         Solved in float64 in the units that the core sees, since a basis may depend on them.
         """
         network = copy.deepcopy(self.network).cpu().double()
-        core = network.core if isinstance(network, Standardized) else network
+        scaling, core = scaling_of(network), core_of(network)
         assert isinstance(core, LinearRegression), "others have no such answer"
         x, y = as_seen(network, data.x.double(), data.y.double())
         columns = core.columns(x)
         solved = least_squares(columns.numpy(), y.numpy())
         weights, intercepts = torch.from_numpy(solved.weights), torch.from_numpy(solved.intercepts)
         left = y - (columns @ weights.T + intercepts)
-        if isinstance(network, Standardized):
-            left = left * network.y_deviation
+        if scaling:
+            left = left * scaling.y_deviation
         w, b = self.in_raw_units(weights, intercepts)
         return LeastSquares(w.numpy(), b.numpy(), float((left**2).sum()))
 
@@ -143,19 +158,37 @@ def build(config: TrainConfig, data: Dataset) -> BuiltModel:
     core = _core(config, len(data.features), len(data.targets)).to(data.x.dtype)
     network = core
     if config.standardizes:
-        network = Standardized.to_rows(core, data.x, data.y)
+        moments = (moment for one in data.profile for moment in (one.mean, one.deviation))
+        network = Standardized.to_moments(core, *map(torch.from_numpy, moments))
+    if data.missing == "mean":
+        network = Filled(network, torch.from_numpy(data.profile[0].mean).to(data.x.dtype))
     network.to(device)
     x, y = as_seen(network, data.x.to(device), data.y.to(device))
     if isinstance(core, ChebyshevPolynomial):
-        core.set_range(x)
+        ends = np.stack([data.profile[0].low, data.profile[0].high])
+        core.set_range(as_seen(network, torch.from_numpy(ends).to(x), y[:2])[0])
     _check_shape(core, x, y, config.model)
-    return BuiltModel(network, core, x, y, data.features, data.targets)
+    return BuiltModel(network, core, x, y, data.features, data.targets, data.stream)
+
+
+def scaling_of(network: nn.Module) -> Standardized | None:
+    """The part of a network that scales, where it has one."""
+    inner = network.network if isinstance(network, Filled) else network
+    return inner if isinstance(inner, Standardized) else None
+
+
+def core_of(network: nn.Module) -> nn.Module:
+    """The part of a network that is trained."""
+    inner = network.network if isinstance(network, Filled) else network
+    return inner.core if isinstance(inner, Standardized) else inner
 
 
 def as_seen(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Raw rows as the trained part of a network sees them: scaled, where it scales inside."""
-    if isinstance(network, Standardized):
-        return network.scale_features(x), network.scale_targets(y)
+    """Raw rows as the trained part of a network sees them: filled and scaled, where it does so inside."""
+    if isinstance(network, Filled):
+        x = network.fill(x)
+    if scaling := scaling_of(network):
+        return scaling.scale_features(x), scaling.scale_targets(y)
     return x, y
 
 

@@ -1,5 +1,6 @@
 """Step 4: what the trained network predicts, and how good that is."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
 from fourfold.errors import RequestError
-from fourfold.fitting import evaluate_loss
-from fourfold.losses import is_squared, is_sum
+from fourfold.losses import LOSSES, is_squared, is_sum
+from fourfold.profile import Profile
+from fourfold.streams import TRAINING, VALIDATION
+from fourfold.tables import CHUNK_ROWS
 from tasks.build_model import BuiltModel
 from tasks.steps import step
 from tasks.tracking import RunRecord
@@ -81,39 +84,77 @@ def predict(network: nn.Module, x: Tensor) -> Tensor:
     return prediction
 
 
-def accuracy(prediction: np.ndarray, target: np.ndarray) -> Accuracy:
-    """Judge predictions, (rows, targets) both; R2 of a constant target is 0 unless it is met exactly."""
-    prediction, target = prediction.astype(np.float64), target.astype(np.float64)
-    error = prediction - target
-    left = np.sum(error**2, axis=0)
-    there = np.sum((target - target.mean(axis=0)) ** 2, axis=0)
-    r2 = np.where(there > 0, 1 - left / np.where(there > 0, there, 1), np.where(left == 0, 1.0, 0.0))
-    return Accuracy(float(np.sqrt(np.mean(error**2))), float(np.mean(np.abs(error))), float(r2.mean()))
+def accuracy(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Accuracy:
+    """Judge predictions, pairs of predicted and true (rows, targets); R2 of a constant target is 0 unless it is met."""
+    tally = _Tally()
+    for prediction, target in pairs:
+        tally.add(prediction, target)
+    return tally.accuracy()
+
+
+class _Tally:
+    """Sums over rows that come in pieces."""
+
+    def __init__(self) -> None:
+        self.rows, self.loss = 0, 0.0
+        self.left: Any = 0.0  # squared errors of each target
+        self.absolute = 0.0
+        self.targets: Profile | None = None
+
+    def add(self, prediction: np.ndarray, target: np.ndarray) -> None:
+        prediction, target = prediction.astype(np.float64), target.astype(np.float64)
+        error = prediction - target
+        self.rows += len(error)
+        self.left = self.left + np.sum(error**2, axis=0)
+        self.absolute += float(np.abs(error).sum())
+        profile = Profile.of(target)
+        self.targets = self.targets.joined(profile) if self.targets else profile
+
+    def accuracy(self) -> Accuracy:
+        assert self.targets is not None, "there are rows"
+        left, there = self.left, np.where(self.targets.low < self.targets.high, self.targets.squares, 0.0)
+        r2 = np.where(there > 0, 1 - left / np.where(there > 0, there, 1), np.where(left == 0, 1.0, 0.0))
+        values = self.rows * len(left)
+        return Accuracy(float(np.sqrt(left.sum() / values)), self.absolute / values, float(r2.mean()))
 
 
 @step(name="evaluate")
 def evaluate(config: TrainConfig, built: BuiltModel, data: Dataset, record: RunRecord) -> Evaluation:
     """Measure the trained network, and the exact solution beside it where there is one."""
-    network = built.network
     asked = points(config, data)
-    judged_on, x, y = data.evaluation_rows
-    answers = predict(network, asked)
+    answers = predict(built.network, asked)
+    tallies = _tallies(built.network, data, config.loss_name)
+    loss = tallies[TRAINING].loss
     evaluation = Evaluation(
-        loss=evaluate_loss(network, data.x, data.y, config.loss_name, config.batch_size),
-        judged_on=judged_on,
-        accuracy=_accuracy_of(network, x, y),
+        loss=loss if is_sum(config.loss_name) else loss / tallies[TRAINING].rows,
+        judged_on=data.judged_on,
+        accuracy=tallies[data.judged_on].accuracy(),
         predictions=tuple(
             (tuple(row), tuple(answer)) for row, answer in zip(asked.tolist(), answers.tolist(), strict=True)
         ),
-        validation=_accuracy_of(network, data.x_validation, data.y_validation) if len(data.x_validation) else None,
-        least_squares=_compare(config, built, data) if built.is_linear and is_squared(config.loss_name) else None,
+        validation=tallies[VALIDATION].accuracy() if VALIDATION in tallies else None,
+        least_squares=_compare(config, built, data) if has_exact_answer(config, built) else None,
     )
     record.metrics(_metrics(evaluation))
     return evaluation
 
 
-def _accuracy_of(network: nn.Module, x: Tensor, y: Tensor) -> Accuracy:
-    return accuracy(predict(network, x).numpy(), y.numpy())
+def has_exact_answer(config: TrainConfig, built: BuiltModel) -> bool:
+    """Whether least squares can be solved beside the fit: its rows must be in memory."""
+    return built.is_linear and is_squared(config.loss_name) and built.stream is None
+
+
+def _tallies(network: nn.Module, data: Dataset, loss: str) -> dict[str, _Tally]:
+    """Judge every part of the data in one pass."""
+    tallies: dict[str, _Tally] = {}
+    for part, all_x, all_y in data.chunks():
+        tally = tallies.setdefault(part, _Tally())
+        for x, y in zip(torch.split(all_x, CHUNK_ROWS), torch.split(all_y, CHUNK_ROWS), strict=True):
+            prediction = predict(network, x)
+            tally.add(prediction.numpy(), y.numpy())
+            if part == TRAINING:
+                tally.loss += float(LOSSES[loss](prediction, y)) * (1 if is_sum(loss) else len(x))
+    return tallies
 
 
 def _compare(config: TrainConfig, built: BuiltModel, data: Dataset) -> Comparison:

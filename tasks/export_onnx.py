@@ -45,12 +45,17 @@ def write_onnx(
 
 
 def _origin(data: Dataset) -> dict[str, str]:
+    features, targets = data.profile
     versions = {name: version(name) for name in ("fourfold", "torch", "onnx", "onnxscript", "onnxruntime")}
     return {
         "data": data.name,
         "data_sha256": data.sha256,
         "features": json.dumps(data.features),
         "targets": json.dumps(data.targets),
+        "missing": "mean" if data.missing == "mean" else "error",
+        "training": json.dumps(
+            {"features": features.as_plain(data.features), "targets": targets.as_plain(data.targets)}
+        ),
         **{f"version.{name}": number for name, number in versions.items()},
     }
 

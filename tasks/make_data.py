@@ -2,17 +2,23 @@
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fourfold.configuration import TrainConfig
-from fourfold.datasets import Dataset, line, make_dataset, read_table, sine
+from fourfold.datasets import Dataset, line, make_dataset, read_table, sine, streamed_dataset
 from fourfold.errors import RequestError
+from fourfold.streams import open_stream
+from fourfold.tables import TableFile, choose_columns, open_table
 from tasks.steps import step
 
 BUILT_IN = {"line": line, "sine": sine}
+STREAM_BEYOND = 256 * 2**20  # bytes
 # Trainings that differ in anything else share their rows.
-_DECIDES_ROWS = ("data", "target", "features", "test_fraction", "validation_fraction", "dtype", "seed")
+_DECIDES_ROWS = (
+    "data", "target", "features", "missing", "test_fraction", "validation_fraction", "stream", "dtype", "seed",
+)  # fmt: skip
 
 
 def load(config: TrainConfig) -> Dataset:
@@ -29,20 +35,33 @@ def load(config: TrainConfig) -> Dataset:
 
 @lru_cache(maxsize=1)
 def _load(config: TrainConfig, _file_state: tuple[int, int, int] | None) -> Dataset:
+    dtype = getattr(torch, config.dtype)
+    split: dict[str, Any] = {
+        "test_fraction": config.held_out_fraction,
+        "validation_fraction": config.validation_share,
+        "seed": config.seed,
+        "dtype": dtype,
+    }
     if not config.is_file:
         if config.target or config.features:
             raise RequestError(f"--target and --features belong to a file; {config.data} has one column of each")
-        table = BUILT_IN[config.data]()
-    else:
-        table = read_table(Path(config.data), config.target, config.features)
-    return make_dataset(
-        config.data_name,
-        table,
-        test_fraction=config.held_out_fraction,
-        validation_fraction=config.validation_share,
-        seed=config.seed,
-        dtype=getattr(torch, config.dtype),
-    )
+        if config.stream or config.missing != "error":
+            raise RequestError(f"--stream and --missing belong to a file; {config.data} is small and whole")
+        return make_dataset(config.data_name, BUILT_IN[config.data](), **split)
+    file = open_table(Path(config.data))
+    features, targets = choose_columns(file, config.target, config.features)
+    if config.stream or (config.stream is None and _bytes(file, len(features) + len(targets), dtype) > STREAM_BEYOND):
+        stream = open_stream(
+            file, features, targets, missing=config.missing, **split
+        )  # fmt: skip
+        return streamed_dataset(config.data_name, stream, missing=config.missing)
+    table = read_table(file, features, targets, missing=config.missing)
+    return make_dataset(config.data_name, table, missing=config.missing, **split)
+
+
+def _bytes(file: TableFile, columns: int, dtype: torch.dtype) -> int:
+    """What the rows take in memory; of a CSV file, whose rows nobody has counted, about its own size."""
+    return file.path.stat().st_size if file.rows is None else file.rows * columns * dtype.itemsize
 
 
 @step(name="make data")

@@ -3,17 +3,13 @@
 import json
 import math
 from dataclasses import dataclass
-from importlib.metadata import version as package_version
 from pathlib import Path
 
 import mlflow
 import numpy as np
-import onnx
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, Schema
 from prefect.client.schemas.objects import State
 
 from fourfold.configuration import TrainConfig
@@ -24,7 +20,8 @@ from fourfold.golden import prove_again, read_golden
 from fourfold.onnx_file import ExportedModel, file_sha256, predict
 from fourfold.parity import Expectation, ParityReport, compare
 from fourfold.structure import Refused
-from tasks.evaluate import Evaluation, accuracy
+from tasks import flavor
+from tasks.evaluate import Accuracy, Evaluation, accuracy
 from tasks.find_model import FILE_NAME
 from tasks.steps import step
 from tasks.tracking import ALREADY_EXISTS, RunRecord
@@ -115,9 +112,7 @@ def _differs_from_proved(uri: str, stored: Path, exported: ExportedModel, data: 
     served = mlflow.pyfunc.load_model(uri)
 
     def predict_served(x: np.ndarray) -> np.ndarray:
-        # MLflow gives the predictions of several targets in one column, row after row.
-        answer = served.predict(pd.DataFrame(x.astype(np.float64), columns=list(data.features)))
-        prediction: np.ndarray = answer.to_numpy().reshape(-1, len(data.targets))
+        prediction: np.ndarray = served.predict(pd.DataFrame(x, columns=list(data.features))).to_numpy()
         return prediction
 
     at_hand: list[Expectation] = [one for one in golden.expectations if one.at_hand]
@@ -125,25 +120,18 @@ def _differs_from_proved(uri: str, stored: Path, exported: ExportedModel, data: 
 
 
 def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedModel, record: RunRecord) -> ModelVersion:
-    example = pd.DataFrame(data.x[:EXAMPLE_ROWS].numpy().astype(np.float64), columns=list(data.features))
-    packages = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")
-    # Made through the client, since log_model would make it in the experiment of the active run: the default one.
+    # Made through the client, since Model.log would make it in the experiment of the active run: the default one.
     model = record.client.create_logged_model(
         record.experiment_id, name=config.model_name, source_run_id=record.run_id, model_type="onnx"
     )
-    mlflow.onnx.log_model(
-        onnx.load(exported.path),
+    flavor.log(
+        exported.path,
         model_id=model.model_id,
         run_id=record.run_id,
-        # float64 columns: MLflow lets float32 pass for them, and not the other way round.
-        signature=ModelSignature(
-            inputs=Schema([ColSpec("double", name) for name in data.features]),
-            outputs=Schema([ColSpec("double" if config.dtype == "float64" else "float", "y")]),
-        ),
-        input_example=example,
-        pip_requirements=[f"{package}=={package_version(package)}" for package in packages],
-        onnx_execution_providers=["CPUExecutionProvider"],
-        save_as_external_data=False,
+        features=data.features,
+        targets=data.targets,
+        dtype=config.dtype,
+        example=data.x[:EXAMPLE_ROWS].numpy(),
     )
     record.client.log_model_artifact(model.model_id, str(exported.path.with_name(GOLDEN)))
     try:
@@ -156,6 +144,12 @@ def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedMode
     return record.client.create_model_version(
         config.model_name, source=model.model_uri, run_id=record.run_id, model_id=model.model_id
     )
+
+
+def _accuracy_of_file(path: Path, data: Dataset) -> Accuracy:
+    """Judge a model file, by onnxruntime, on the rows that models are judged on."""
+    pairs = ((predict(path, x.numpy()), y.numpy()) for part, x, y in data.chunks() if part == data.judged_on)
+    return accuracy(pairs)
 
 
 def _decide(
@@ -174,10 +168,9 @@ def _decide(
     other = [key for key, value in columns.items() if champion.tags.get(key) != value]
     if other:
         return CHALLENGER, f"version {champion.version} cannot predict these rows: its {other[0]} are others", numbers
-    _, x, y = data.evaluation_rows
     try:
         stored = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{champion.version}")) / FILE_NAME
-        champions = accuracy(predict(stored, x.numpy()), y.numpy()).rmse
+        champions = _accuracy_of_file(stored, data).rmse
     except Exception as error:  # of MLflow, onnxruntime or the file system: whatever it is, nothing was compared
         return CHALLENGER, f"version {champion.version} cannot predict these rows: {first_line(error)}", numbers
     numbers |= {"champion_rmse": f"{champions:.9g}", "champion_version": str(champion.version)}

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
+from fourfold.errors import RequestError
 from fourfold.fitting import try_out
 from tasks import services
 from tasks.build_model import build
@@ -27,6 +28,11 @@ def check(config: TrainConfig) -> TrainConfig:
     settled = settle(config)
     services.check_tracking()
     data = load(settled)
+    if data.stream and settled.batch_size is None:
+        raise RequestError(
+            f"--data {settled.data} is read anew for each epoch, so that its {data.rows} rows cannot be one batch: "
+            "give --batch-size, as 8192, or --no-stream to hold them all in memory"
+        )
     points(settled, data)
     build(settled, two_rows(data))
     return settled
@@ -40,4 +46,4 @@ def check_optimizer(config: TrainConfig) -> None:
 
 def two_rows(data: Dataset) -> Dataset:
     """Enough to see whether a network can be made and trained: the step scales all of them, once."""
-    return replace(data, x=data.x[:2], y=data.y[:2])
+    return replace(data, x=data.x[:2], y=data.y[:2], stream=None)

@@ -101,11 +101,7 @@ class RunRecord:
     def dataset(self, data: "Dataset") -> None:
         """Name the data as the run's input."""
         schema = {"features": list(data.features), "targets": list(data.targets)}
-        profile = {
-            "training_rows": len(data.x),
-            "validation_rows": len(data.x_validation),
-            "held_out_rows": len(data.x_test),
-        }
+        profile = {f"{part.replace('-', '_')}_rows": rows for part, rows in data.count.items()}
         entity = MlflowDataset(
             data.name, data.sha256[:36], "fourfold", json.dumps({"sha256": data.sha256}), json.dumps(schema),
             json.dumps(profile),

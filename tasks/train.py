@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from fourfold.configuration import TrainConfig
-from fourfold.fitting import FitConfig, FitResult, Outcome, fit
+from fourfold.fitting import FitConfig, FitResult, Outcome, fit_batches
 from fourfold.optimizers import OptimizerConfig, SchedulerConfig
 from tasks.build_model import BuiltModel
 from tasks.reporting import progress
@@ -30,7 +30,8 @@ def fit_config(config: TrainConfig) -> FitConfig:
 def train(config: TrainConfig, built: BuiltModel, record: RunRecord, folder: Path) -> FitResult:
     """Fit the network, and keep its curves whether it converged or not."""
     with progress("training", config.epochs) as on_progress:
-        result = fit(built.core, built.x, built.y, fit_config(config), on_progress)
+        plan = fit_config(config)
+        result = fit_batches(built.core, built.batches(plan.batch_size, plan.seed), plan, on_progress)
     history = result.history
     # A network of the user's own may call a parameter as a curve of ours is called.
     ours = ("loss", "lr", "epoch", "gradient_evaluations")

@@ -7,6 +7,7 @@ from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
 from fourfold.fitting import FitResult
 from fourfold.parity import ParityReport
+from fourfold.streams import HELD_OUT, TRAINING
 from tasks import services
 from tasks.evaluate import Evaluation
 from tasks.register import Registered
@@ -64,10 +65,10 @@ class TrainResult(FlowResult):
         config, evaluation, parity = self.config, self.evaluation, self.parity
         rows = {"status": self.status}
         if self.data:
-            held_out = f" and {len(self.data.x_test)} held out" if len(self.data.x_test) else ""
-            rows["data"] = f"{self.data.name}, {len(self.data.x)} training rows{held_out}"
-            if self.data.left_out:
-                rows["left out"] = f"{', '.join(self.data.left_out)} (not numeric)"
+            count = self.data.count
+            held_out = f" and {count[HELD_OUT]} held out" if count[HELD_OUT] else ""
+            streamed = ", read anew for each epoch" if self.data.stream else ""
+            rows["data"] = f"{self.data.name}, {count[TRAINING]} training rows{held_out}{streamed}"
         rows["model"] = config.model
         rows["optimizer"] = f"{config.optimizer}, lr {config.lr:g}"
         if self.fit:

@@ -1,0 +1,246 @@
+"""Rows that stay on disk: a file too large for memory, split, looked at, and read in another order each epoch."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+from torch import Tensor
+
+from fourfold.errors import RequestError
+from fourfold.profile import Profile
+from fourfold.tables import Faults, TableFile, matrix
+
+TRAINING, VALIDATION, HELD_OUT = "training", "validation", "held-out"
+SAMPLE_ROWS = 10_000  # of each part, held for what needs rows at hand
+POOL = 128 * 2**20  # bytes that are shuffled at once
+_CODES = {TRAINING: 0, VALIDATION: 1, HELD_OUT: 2}
+_DROPPED = 255
+
+Rows = tuple[Tensor, Tensor]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The rows of a Parquet file, which are never all in memory.
+
+    Attributes:
+        file: read again for each pass.
+        names: columns, the features first.
+        width: how many of them are features.
+        parts: (rows,) uint8, the code of each row's part.
+        profile: of the training rows' features and targets.
+        samples: at most 10,000 rows of each part.
+        sha256: of the columns' names and the bytes of the file that was named.
+        folder: of a copy of a CSV file, which goes when nothing holds it any more.
+    """
+
+    file: TableFile
+    names: tuple[str, ...]
+    width: int
+    dtype: torch.dtype
+    parts: np.ndarray
+    profile: tuple[Profile, Profile]
+    samples: Mapping[str, Rows]
+    sha256: str
+    folder: "tempfile.TemporaryDirectory[str] | None" = None
+
+    def count(self, part: str) -> int:
+        """How many rows a part has."""
+        return int(np.count_nonzero(self.parts == _CODES[part]))
+
+    def chunks(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Every row once, in the file's order, with the part that it belongs to."""
+        first = 0
+        for values in _ahead(
+            lambda: (_matrix(batch, self.names, self.dtype) for batch in self.file.chunks(self.names))
+        ):
+            parts = self.parts[first : first + len(values)]
+            first += len(values)
+            for part, code in _CODES.items():
+                if len(chosen := np.flatnonzero(parts == code)):
+                    yield part, *_split(_rows(values, chosen), self.width)
+
+    def shuffled(self, generator: torch.Generator) -> Iterator[Rows]:
+        """Every training row once: row groups in random order, and in random order the rows of each 128 MiB of them."""
+
+        def pools() -> Iterator[Rows]:
+            for pool in self._pools(generator):
+                yield _split(pool[torch.randperm(len(pool), generator=generator)], self.width)
+
+        yield from _ahead(pools)
+
+    def _pools(self, generator: torch.Generator) -> Iterator[Tensor]:
+        most = max(POOL // (len(self.names) * self.dtype.itemsize), 1)
+        with pa.parquet.ParquetFile(self.file.path, pre_buffer=False) as file:
+            sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            starts = np.concatenate([[0], np.cumsum(sizes)])
+            pool: list[Tensor] = []
+            for group in torch.randperm(len(sizes), generator=generator).tolist():
+                first = int(starts[group])
+                for batch in file.iter_batches(most, row_groups=[group], columns=list(self.names)):
+                    chosen = np.flatnonzero(self.parts[first : first + batch.num_rows] == _CODES[TRAINING])
+                    first += batch.num_rows
+                    if pool and sum(map(len, pool)) + len(chosen) > most:
+                        yield torch.cat(pool)
+                        pool = []
+                    pool.append(_rows(_matrix(batch, self.names, self.dtype), chosen))
+            if pool:
+                yield torch.cat(pool)
+
+
+def open_stream(
+    file: TableFile,
+    features: tuple[str, ...],
+    targets: tuple[str, ...],
+    *,
+    missing: str,
+    test_fraction: float,
+    validation_fraction: float,
+    seed: int,
+    dtype: torch.dtype,
+) -> Stream:
+    """Look at every row of a file that stays on disk, and choose its parts as `choose_parts` does.
+
+    A CSV file is copied into a temporary Parquet file first, which can be read in any order.
+
+    Raises:
+        RequestError: what `Faults` and `choose_parts` find.
+    """
+    names = (*features, *targets)
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(_sha256, file.path, names)
+        folder, source = None, file
+        if file.csv:
+            folder = tempfile.TemporaryDirectory(prefix="fourfold-")
+            source = _as_parquet(file, names, dtype, Path(folder.name) / "rows.parquet")
+        faults = Faults(file, features, targets, missing)
+        parts = np.full(source.rows or 0, _DROPPED, dtype=np.uint8)
+        kept = np.arange(len(parts))
+        if missing == "drop":  # which rows stay must be known before the parts are chosen among them
+            looks = [faults.keep(_matrix(batch, names, dtype)) for batch in source.chunks(names)]
+            faults.judge()
+            kept = np.flatnonzero(np.concatenate(looks))
+        shares = {HELD_OUT: test_fraction, VALIDATION: validation_fraction}
+        for part, chosen in choose_parts(file.path.name, len(kept), shares, seed).items():
+            parts[kept[chosen]] = _CODES[part]
+        profile, samples = _survey(source, names, parts, dtype, faults if missing != "drop" else None)
+        faults.judge()
+        return Stream(
+            source,
+            names,
+            len(features),
+            dtype,
+            parts,
+            (profile.of_columns(slice(len(features))), profile.of_columns(slice(len(features), None))),
+            {part: _split(rows, len(features)) for part, rows in samples.items()},
+            digest.result(),
+            folder,
+        )
+
+
+def choose_parts(name: str, rows: int, shares: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
+    """Split row numbers into held-out, validation and training ones.
+
+    Args:
+        name: of the data, for messages.
+        rows: how many there are.
+        shares: of "held-out" and "validation", in [0, 1), rounded to whole rows; the rows are chosen by a permutation
+            that the seed decides, the held-out ones first. Without any the training rows keep their order.
+        seed: decides the permutation.
+
+    Raises:
+        RequestError: fewer than two rows, or fewer than two left to train on.
+    """
+    held_out = round(rows * shares[HELD_OUT])
+    aside = held_out + round(rows * shares[VALIDATION])
+    if rows < 2:
+        raise RequestError(f"{name} has {rows} row; at least two are needed")
+    if rows - aside < 2:
+        both = f" and --validation-fraction {shares[VALIDATION]:g}" if aside > held_out else ""
+        raise RequestError(
+            f"--test-fraction {shares[HELD_OUT]:g}{both} leaves {max(rows - aside, 0)} of {rows} rows to train on; "
+            "at least two are needed"
+        )
+    order = np.arange(rows)
+    if aside:
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).numpy()
+    return {HELD_OUT: order[:held_out], VALIDATION: order[held_out:aside], TRAINING: order[aside:]}
+
+
+def _survey(
+    file: TableFile, names: Sequence[str], parts: np.ndarray, dtype: torch.dtype, faults: Faults | None
+) -> tuple[Profile, dict[str, Tensor]]:
+    """One pass over all rows: the training rows' profile, and a sample of each part, evenly spread over the file."""
+    wanted, samples = {}, {}
+    for part, code in _CODES.items():
+        numbers = np.flatnonzero(parts == code)
+        wanted[part] = numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), SAMPLE_ROWS)).astype(int)]
+        samples[part] = torch.empty(len(wanted[part]), len(names), dtype=dtype)
+    profile, first = Profile.empty(len(names)), 0
+    for values in _ahead(lambda: (_matrix(batch, names, dtype) for batch in file.chunks(names))):
+        if faults:
+            faults.keep(values)
+        last = first + len(values)
+        training = np.flatnonzero(parts[first:last] == _CODES[TRAINING])
+        profile = profile.joined(Profile.of(values[training]))
+        for part, rows in wanted.items():
+            here = slice(*np.searchsorted(rows, (first, last)))
+            samples[part][here] = torch.from_numpy(values[rows[here] - first])
+        first = last
+    return profile, samples
+
+
+def _as_parquet(file: TableFile, names: tuple[str, ...], dtype: torch.dtype, path: Path) -> TableFile:
+    schema = pa.schema([(name, pa.from_numpy_dtype(_numpy(dtype))) for name in names])
+    rows = 0
+    with pa.parquet.ParquetWriter(path, schema) as writer:
+        for batch in file.chunks(names):
+            values = _matrix(batch, names, dtype)
+            writer.write_batch(pa.record_batch([pa.array(column) for column in values.T], schema=schema))
+            rows += len(values)
+    return TableFile(path, file.option, schema, rows)
+
+
+def _ahead(produce: Callable[[], Iterator[Item]]) -> Iterator[Item]:
+    """What an iterator gives, each one made by another thread while the one before is used."""
+    items = produce()
+    with ThreadPoolExecutor(1) as beside:
+        coming = beside.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = beside.submit(next, items, None)
+            yield item
+
+
+def _matrix(batch: pa.RecordBatch, names: Sequence[str], dtype: torch.dtype) -> np.ndarray:
+    return matrix(batch, names, _numpy(dtype))
+
+
+def _numpy(dtype: torch.dtype) -> np.dtype:
+    return np.dtype(np.float64 if dtype is torch.float64 else np.float32)
+
+
+def _rows(values: np.ndarray, chosen: np.ndarray) -> Tensor:
+    """Some rows of a matrix, each row in one piece."""
+    tensor = torch.from_numpy(values)
+    return (tensor if len(chosen) == len(values) else tensor[torch.from_numpy(chosen)]).contiguous()
+
+
+def _split(values: Tensor, width: int) -> Rows:
+    return values[:, :width].contiguous(), values[:, width:].contiguous()
+
+
+def _sha256(path: Path, names: tuple[str, ...]) -> str:
+    digest = hashlib.sha256("\0".join(names).encode())
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
