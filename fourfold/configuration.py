@@ -375,6 +375,46 @@ class TutorialConfig(FlowConfig):
         return f"eight levels, {self.dtype}, seed {self.seed}" + (f", {self.steps} steps" if self.steps else "")
 
 
+class PredictConfig(FlowConfig):
+    """Predictions of one model for the rows of a file, or for points."""
+
+    model: Annotated[
+        str,
+        MODEL,
+        Field(
+            min_length=1,
+            description="models:/NAME@ALIAS, models:/NAME/VERSION, the id of a run, or the path of an .onnx file",
+        ),
+    ]
+    input: Annotated[
+        str | None,
+        DATA,
+        Field(min_length=1, description=".csv or .parquet file whose rows are predicted; it may hold further columns"),
+    ] = None
+    at: Annotated[
+        tuple[Annotated[tuple[Finite, ...], Field(min_length=1)], ...],
+        BeforeValidator(_rows),
+        DATA,
+        Field(description="point to predict instead, as 4, or 1.5,2 for two features; repeat it"),
+    ] = ()
+    output: Annotated[
+        str | None,
+        RESULT,
+        Field(min_length=1, description=".csv or .parquet file to write, a column predicted_TARGET for each target"),
+    ] = None
+    keep: Annotated[
+        Names, RESULT, Field(description="columns of the input to write as well, as id,date; those of a CSV stay text")
+    ] = ()
+    overwrite: Annotated[
+        bool, Parameter(negative=(), group=RESULT.group), Field(description="replace the output where it exists")
+    ] = False
+
+    @property
+    def title(self) -> str:
+        """A name for the run that tells it from its neighbours."""
+        return f"{PurePath(self.input).name if self.input else 'points'} by {self.model}"
+
+
 class VerifyConfig(FlowConfig):
     """One proof, today, that a model still predicts what it was proved to predict."""
 

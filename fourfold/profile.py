@@ -126,6 +126,7 @@ def _of_column(values: np.ndarray) -> tuple[float, float, float, float, float]:
         if not len(values):
             return 0.0, np.nan, np.nan, 0.0, 0.0
         low = values.min()
-    mean = values.mean(dtype=np.float64)
-    apart = values - mean  # a float64 mean makes it float64
+    apart = values.astype(np.float64)
+    mean = apart.mean()
+    apart -= mean
     return len(values), low, values.max(), mean, float(np.dot(apart, apart))

@@ -2,11 +2,10 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from fourfold.errors import RequestError
 from fourfold.profile import Profile
-from fourfold.tables import Faults, TableFile, matrix
+from fourfold.tables import Faults, TableFile, ahead, matrix
 
 TRAINING, VALIDATION, HELD_OUT = "training", "validation", "held-out"
 SAMPLE_ROWS = 10_000  # of each part, held for what needs rows at hand
@@ -25,7 +24,6 @@ _CODES = {TRAINING: 0, VALIDATION: 1, HELD_OUT: 2}
 _DROPPED = 255
 
 Rows = tuple[Tensor, Tensor]
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,7 @@ class Stream:
     def chunks(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Every row once, in the file's order, with the part that it belongs to."""
         first = 0
-        for values in _ahead(
-            lambda: (_matrix(batch, self.names, self.dtype) for batch in self.file.chunks(self.names))
-        ):
+        for values in ahead(lambda: (_matrix(batch, self.names, self.dtype) for batch in self.file.chunks(self.names))):
             parts = self.parts[first : first + len(values)]
             first += len(values)
             for part, code in _CODES.items():
@@ -76,7 +72,7 @@ class Stream:
             for pool in self._pools(generator):
                 yield _split(pool[torch.randperm(len(pool), generator=generator)], self.width)
 
-        yield from _ahead(pools)
+        yield from ahead(pools)
 
     def _pools(self, generator: torch.Generator) -> Iterator[Tensor]:
         most = max(POOL // (len(self.names) * self.dtype.itemsize), 1)
@@ -186,7 +182,7 @@ def _survey(
         wanted[part] = numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), SAMPLE_ROWS)).astype(int)]
         samples[part] = torch.empty(len(wanted[part]), len(names), dtype=dtype)
     profile, first = Profile.empty(len(names)), 0
-    for values in _ahead(lambda: (_matrix(batch, names, dtype) for batch in file.chunks(names))):
+    for values in ahead(lambda: (_matrix(batch, names, dtype) for batch in file.chunks(names))):
         if faults:
             faults.keep(values)
         last = first + len(values)
@@ -208,16 +204,6 @@ def _as_parquet(file: TableFile, names: tuple[str, ...], dtype: torch.dtype, pat
             writer.write_batch(pa.record_batch([pa.array(column) for column in values.T], schema=schema))
             rows += len(values)
     return TableFile(path, file.option, schema, rows)
-
-
-def _ahead(produce: Callable[[], Iterator[Item]]) -> Iterator[Item]:
-    """What an iterator gives, each one made by another thread while the one before is used."""
-    items = produce()
-    with ThreadPoolExecutor(1) as beside:
-        coming = beside.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = beside.submit(next, items, None)
-            yield item
 
 
 def _matrix(batch: pa.RecordBatch, names: Sequence[str], dtype: torch.dtype) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What a model file must be before anything loads it. Needs onnx alone."""
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -61,6 +62,24 @@ def read_model(content: bytes, form: Form) -> ModelProto:
     except Exception as error:  # ValidationError, InferenceError and what the C++ below them raises
         raise Refused(f"the file is no valid ONNX: {first_line(error)}") from error
     return model
+
+
+def form_of(content: bytes) -> Form:
+    """The form that a file of unknown origin claims to have, by the columns that it names.
+
+    Raises:
+        Refused: the file cannot be read, or names no columns.
+    """
+    try:
+        model = onnx.load_model_from_string(content)
+        about = {entry.key: entry.value for entry in model.metadata_props}
+        kind = model.graph.input[0].type.tensor_type.elem_type
+        widths = [len(json.loads(about[key])) for key in ("features", "targets")]
+    except KeyError as error:
+        raise Refused("the file does not say which columns it takes; it was not made by fourfold") from error
+    except Exception as error:  # protobuf raises its own, and onnx others
+        raise Refused(f"the file cannot be read as ONNX: {first_line(error)}") from error
+    return Form(widths[0], widths[1], _DTYPES.get(kind, f"type {kind}"))
 
 
 def graphs(graph: GraphProto) -> Iterator[GraphProto]:

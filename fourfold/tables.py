@@ -2,10 +2,12 @@
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +24,8 @@ _SNIFFED_LINES = 50
 # A decimal number as CSV spells it; what does not match is counted and shown when a column is refused as text.
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 _MOST_NAMED = 20
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,16 @@ def matrix(batch: pa.RecordBatch, names: Sequence[str], dtype: type | np.dtype) 
                 column = column.cast(pa.float64(), safe=False)
             values[number] = column.to_numpy(zero_copy_only=False)
     return values.T
+
+
+def ahead(produce: Callable[[], Iterator[Item]]) -> Iterator[Item]:
+    """What an iterator gives, each one made by another thread while the one before is used."""
+    items = produce()
+    with ThreadPoolExecutor(1) as beside:
+        coming = beside.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = beside.submit(next, items, None)
+            yield item
 
 
 class Faults:

@@ -1,4 +1,4 @@
-"""Where a model lies that somebody names: in the registry, in a run, or in a folder."""
+"""Where a model lies that somebody names: in the registry, in a run, or on disk."""
 
 import re
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ FILE_NAME = "model.onnx"
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model and its golden predictions, as files of this machine.
+    """A model as a file of this machine, where it can be proved again with golden predictions beside it.
 
     Attributes:
         name: what the model is, for people: `models:/line-linear/3`, a run, a folder.
-        path: of the model file; golden predictions lie beside it.
+        path: of the model file.
         sha256, golden_sha256: as the registry or the run remembers them, apart from the files; None where nothing does.
         run_id: of the run that made it, where that is known.
     """
@@ -35,18 +35,31 @@ class FoundModel:
 
 
 def find_model(address: str) -> FoundModel:
+    """Find a model that can be proved again.
+
+    Raises:
+        RequestError: as `locate` does, or no golden predictions were ever kept with it.
+    """
+    found = locate(address)
+    golden = found.path.with_name(GOLDEN)
+    if found.golden_sha256 is None and not golden.is_file():
+        raise RequestError(f"--model {address}: there is no {GOLDEN} with it, so it cannot be proved again")
+    return found
+
+
+def locate(address: str) -> FoundModel:
     """Find what an address names, and fetch it where it lies elsewhere.
 
     Args:
-        address: models:/NAME@ALIAS, models:/NAME/VERSION, the id of a run, or a folder.
+        address: models:/NAME@ALIAS, models:/NAME/VERSION, the id of a run, a folder, or an .onnx file.
 
     Raises:
-        RequestError: there is no such model, or no golden predictions were ever kept with it.
+        RequestError: there is no such model.
     """
     registered = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", address)
     run = re.fullmatch(r"[0-9a-f]{32}", address)
     if not registered and not run:
-        return _in_folder(address)
+        return _on_disk(address)
     client = _client(address)
     try:
         if run:
@@ -65,10 +78,8 @@ def find_model(address: str) -> FoundModel:
         folder = mlflow.artifacts.download_artifacts(uri)
     except (MlflowException, OSError) as error:
         raise RequestError(f"--model {address} cannot be found: {first_line(error)}") from error
-    path = Path(folder) / FILE_NAME
-    if "golden_sha256" not in version.tags and not path.with_name(GOLDEN).is_file():
-        raise RequestError(f"--model {address}: no golden predictions were kept with it, so it cannot be proved again")
-    return FoundModel(uri, path, version.tags.get("sha256"), version.tags.get("golden_sha256"), version.run_id)
+    tags = version.tags
+    return FoundModel(uri, Path(folder) / FILE_NAME, tags.get("sha256"), tags.get("golden_sha256"), version.run_id)
 
 
 def _client(address: str) -> MlflowClient:
@@ -81,14 +92,15 @@ def _client(address: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def _in_folder(address: str) -> FoundModel:
-    folder = Path(address)
-    if not folder.is_dir():
+def _on_disk(address: str) -> FoundModel:
+    path = Path(address)
+    if path.is_dir():
+        path = path / FILE_NAME
+    elif path.suffix != ".onnx":
         raise RequestError(
-            f"--model {address}: no such folder; give models:/NAME@ALIAS, models:/NAME/VERSION, the id of a run, or a "
-            f"folder with {FILE_NAME} and {GOLDEN}"
+            f"--model {address}: no such folder; give models:/NAME@ALIAS, models:/NAME/VERSION, the id of a run, an "
+            f".onnx file, or a folder with {FILE_NAME}"
         )
-    for name in (FILE_NAME, GOLDEN):
-        if not (folder / name).is_file():
-            raise RequestError(f"--model {address}: there is no {name} in that folder")
-    return FoundModel(str(folder), folder / FILE_NAME)
+    if not path.is_file():
+        raise RequestError(f"--model {address}: there is no {path.name} there")
+    return FoundModel(address, path)

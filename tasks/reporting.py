@@ -17,27 +17,36 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str = "epoch") -> Iterator[Callable[[int, float], None]]:
-    """Show a bar on a terminal, elsewhere a line every five seconds; gives what is told of units done and the loss."""
+def progress(what: str, total: int | None, unit: str = "epoch") -> Iterator[Callable[..., None]]:
+    """Show a bar on a terminal, elsewhere a line every five seconds; gives what is told of units done and the loss.
+
+    Args:
+        total: None where nobody knows.
+        unit: what is counted; the loss may be left out.
+    """
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"),
             TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(what, total=total, loss="")
-            yield lambda done, loss: bar.update(task, completed=done, loss=f"{loss:.4g}")
+            yield lambda done, loss=None: bar.update(task, completed=done, loss=_spell_loss(loss).strip(", "))
         return
     last = time.monotonic()
 
-    def line(done: int, loss: float) -> None:
+    def line(done: int, loss: float | None = None) -> None:
         nonlocal last
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            console.print(f"{what}: {unit} {done} of {total}, loss {loss:.4g}")
+            console.print(f"{what}: {unit} {done}{f' of {total}' if total else ''}{_spell_loss(loss)}")
 
     yield line
+
+
+def _spell_loss(loss: float | None) -> str:
+    return "" if loss is None else f", loss {loss:.4g}"
 
 
 @dataclass(frozen=True)

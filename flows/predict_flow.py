@@ -1,0 +1,39 @@
+"""Predict the rows of a file with a registered model: onnxruntime alone, without torch."""
+
+from fourfold.configuration import PredictConfig
+from tasks import command_line, services
+
+if __name__ == "__main__":
+    # The request is read, and Prefect's server boots on the other core, before the seconds of imports below.
+    request = command_line.read("predict", PredictConfig, __doc__)
+    services.prepare_environment()
+    server = services.PrefectServer.begin()
+
+from prefect import flow
+
+from tasks.predict import predict, prepare
+from tasks.predict_result import PredictResult
+
+
+@flow(name="predict", flow_run_name="{config.title}")
+def predict_flow(config: PredictConfig) -> PredictResult:
+    """Predict rows or points, write them, and compare them with the training's; each run is recorded in MLflow."""
+    result = PredictResult(config)
+    with result.recorded() as (record, folder):
+        ready = prepare(config)
+        result.found = ready.found
+        result.predicted = predict(ready, record, folder)
+    return result
+
+
+if __name__ == "__main__":
+
+    def work(config: PredictConfig) -> PredictResult:
+        """Check the request, and run the flow once the server answers."""
+        services.check_tracking()
+        prepare(config)
+        server.release()
+        with server.ready():
+            return predict_flow(config)
+
+    command_line.run(request, "predict", work)

@@ -1,0 +1,272 @@
+"""Predictions for the rows of a file, chunk by chunk, by onnxruntime alone."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from fourfold.configuration import PredictConfig
+from fourfold.errors import ParityError, RequestError
+from fourfold.profile import Drift, Profile, drift
+from fourfold.scoring import InputError, Scorer
+from fourfold.structure import Refused, form_of, read_model
+from fourfold.tables import TableFile, ahead, is_numeric, listed, open_table
+from tasks.find_model import FoundModel, locate
+from tasks.reporting import progress
+from tasks.steps import step
+from tasks.tracking import RunRecord
+
+PREDICTED = "predicted_"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A request whose parts fit together.
+
+    Attributes:
+        file: of the rows, None where points are asked for.
+        keep: columns to write beside the predictions.
+        output: where to write, None for nowhere.
+    """
+
+    found: FoundModel
+    scorer: Scorer
+    file: TableFile | None
+    points: np.ndarray
+    keep: tuple[str, ...]
+    output: Path | None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was predicted.
+
+    Attributes:
+        points: (x, y) of each point asked for.
+        inputs, outputs: each column beside the training's, empty where the model file does not know its training.
+    """
+
+    rows: int
+    points: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
+    inputs: tuple[Drift, ...]
+    outputs: tuple[Drift, ...]
+
+
+def prepare(config: PredictConfig) -> Ready:
+    """Find the model and look at the input's first rows; nothing is created.
+
+    Raises:
+        RequestError: with the first fault of the request.
+        ParityError: the model file is not the one that was registered.
+    """
+    if bool(config.input) == bool(config.at):
+        raise RequestError("give either --input with a file, or --at with a point")
+    if config.input and not config.output:
+        raise RequestError("--input needs --output, a .csv or .parquet file for the predictions")
+    output = _check_output(Path(config.output), config.overwrite) if config.output else None
+    found = locate(config.model)
+    scorer = open_scorer(found, config.model)
+    file = open_table(Path(config.input), "--input") if config.input else None
+    for row in config.at:
+        if len(row) != len(scorer.features):
+            raise RequestError(
+                f"--at {','.join(f'{value:g}' for value in row)} has {len(row)} values; the model takes "
+                f"{len(scorer.features)}: {listed(scorer.features)}"
+            )
+    keep = config.keep if file else scorer.features
+    ready = Ready(found, scorer, file, np.array(config.at), keep, output)
+    if file:
+        _check_columns(file, scorer, keep)
+        if next(_chunks(ready), None) is None:
+            raise RequestError(f"--input {file.path} has no rows")
+    return ready
+
+
+def open_scorer(found: FoundModel, address: str) -> Scorer:
+    """Load a model that is what it was registered as, and whose structure is sound."""
+    try:
+        content = found.path.read_bytes()
+        if found.sha256 not in (None, hashlib.sha256(content).hexdigest()):
+            raise ParityError(f"{found.name} is not what was registered: its file has another SHA-256")
+        read_model(content, form_of(content))
+        return Scorer(content)
+    except OSError as error:
+        raise RequestError(f"--model {address} cannot be read: {error.strerror or error}") from error
+    except (Refused, InputError) as error:
+        raise RequestError(f"--model {address}: {error}") from error
+
+
+@step(name="predict")
+def predict(ready: Ready, record: RunRecord, folder: Path) -> Predicted:
+    """Predict all rows, write them beside their keys, and record what was seen."""
+    scorer, training = ready.scorer, ready.scorer.training
+    inputs, outputs = (_Seen(names, training.get(kind)) for kind, names in _kinds(scorer))
+    points: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
+    with (
+        _writer(ready.output) as write,
+        progress("predicting", ready.file.rows if ready.file else len(ready.points), "row") as report,
+    ):
+        for kept, x in ahead(lambda: _chunks(ready)):
+            y = scorer.predict(x)
+            inputs.add(x)
+            outputs.add(y)
+            write(kept | {f"{PREDICTED}{name}": pa.array(y[:, number]) for number, name in enumerate(scorer.targets)})
+            if not ready.file:
+                points += [(tuple(row), tuple(answer)) for row, answer in zip(x.tolist(), y.tolist(), strict=True)]
+            report(inputs.rows)
+    predicted = Predicted(inputs.rows, tuple(points), inputs.drift(), outputs.drift())
+    _record(ready, predicted, record, folder)
+    return predicted
+
+
+class _Seen:
+    """What went by, beside what the training had."""
+
+    def __init__(self, names: Sequence[str], training: Mapping[str, Any] | None) -> None:
+        self.names, self.training, self.rows = names, training, 0
+        self.profile, self.outside = Profile.empty(len(names)), np.zeros(len(names))
+        if training:
+            self.low, self.high = (np.array([training[name][end] for name in names]) for end in ("low", "high"))
+
+    def add(self, values: np.ndarray) -> None:
+        here = Profile.of(values)
+        self.rows += len(values)
+        self.profile = self.profile.joined(here)
+        if self.training:
+            for number in np.flatnonzero((here.low < self.low) | (here.high > self.high)):
+                column = values[:, number]
+                self.outside[number] += np.count_nonzero((column < self.low[number]) | (column > self.high[number]))
+
+    def drift(self) -> tuple[Drift, ...]:
+        return tuple(drift(self.names, self.profile, self.outside, self.training)) if self.training else ()
+
+
+def _kinds(scorer: Scorer) -> tuple[tuple[str, tuple[str, ...]], tuple[str, tuple[str, ...]]]:
+    return ("features", scorer.features), ("targets", scorer.targets)
+
+
+def _chunks(ready: Ready) -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
+    """The columns to keep, and the model's input, some ten thousands of rows at a time."""
+    scorer, file = ready.scorer, ready.file
+    if file is None:
+        columns = dict(zip(scorer.features, ready.points.T, strict=True))
+        yield {name: pa.array(column) for name, column in columns.items()}, _matrix(scorer, columns, "--at", 1)
+        return
+    done = 0
+    text = [name for name in ready.keep if name not in scorer.features]
+    for batch in file.chunks(scorer.features, text):
+        columns = {name: _numbers(batch.column(name)) for name in scorer.features}
+        yield {name: batch.column(name) for name in ready.keep}, _matrix(scorer, columns, str(file.path), done + 1)
+        done += batch.num_rows
+
+
+def _matrix(scorer: Scorer, columns: Mapping[str, np.ndarray], where: str, first_row: int) -> np.ndarray:
+    try:
+        return scorer.matrix(columns, first_row)
+    except InputError as error:
+        raise RequestError(f"{where}: {error}") from error
+
+
+def _numbers(column: pa.Array) -> np.ndarray:
+    """A numeric column without copying it where that is possible; missing values become NaN."""
+    kind = column.type
+    if column.null_count or not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        column = column.cast(pa.float64(), safe=False)
+    numbers: np.ndarray = column.to_numpy(zero_copy_only=False)
+    return numbers
+
+
+def _check_columns(file: TableFile, scorer: Scorer, keep: Sequence[str]) -> None:
+    there = file.schema.names
+    for name in scorer.features:
+        if name not in there:
+            raise RequestError(
+                f"--input {file.path} has no column {name!r}; the model takes {listed(scorer.features)}, the file has "
+                f"{listed(there)}"
+            )
+        if not is_numeric(file.schema.field(name).type):
+            raise RequestError(f"{file.why_not_numbers(name)}; the model takes numbers")
+    for name in keep:
+        if name not in there:
+            raise RequestError(f"--keep {name}: {file.path} has no such column; it has {listed(there)}")
+        if keep.count(name) > 1:
+            raise RequestError(f"--keep {name} is given twice; once is enough")
+        if name in {f"{PREDICTED}{target}" for target in scorer.targets}:
+            raise RequestError(f"--keep {name}: the predictions themselves are called so; rename that column")
+
+
+def _check_output(path: Path, overwrite: bool) -> Path:
+    if path.suffix.lower() not in (".csv", ".parquet", ".pq"):
+        raise RequestError(f"--output {path}: unknown ending {path.suffix!r}; .csv and .parquet are written")
+    if not path.parent.is_dir():
+        raise RequestError(f"--output {path}: there is no folder {path.parent}")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise RequestError(f"--output {path} exists; --overwrite replaces a file")
+    if not os.access(path.parent, os.W_OK):
+        raise RequestError(f"--output {path}: the folder {path.parent} cannot be written to")
+    return path
+
+
+@contextmanager
+def _writer(path: Path | None) -> Iterator[Callable[[Mapping[str, pa.Array]], None]]:
+    """Write chunks of columns under a temporary name; the file gets its own when it is whole."""
+    if path is None:
+        yield lambda columns: None
+        return
+    existed = path.exists()
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    opened: list[Any] = []
+
+    def write(columns: Mapping[str, pa.Array]) -> None:
+        batch = pa.record_batch(dict(columns))
+        if not opened:
+            made = pa.csv.CSVWriter if path.suffix.lower() == ".csv" else pa.parquet.ParquetWriter
+            opened.append(made(str(part), batch.schema))
+        opened[0].write_batch(batch)
+
+    try:
+        try:
+            yield write
+        finally:
+            for writer in opened:
+                writer.close()
+        with part.open("rb") as whole:
+            os.fsync(whole.fileno())
+        if path.exists() and not existed:
+            raise RequestError(f"--output {path} was made by somebody else meanwhile; it was left as it is")
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _record(ready: Ready, predicted: Predicted, record: RunRecord, folder: Path) -> None:
+    found = ready.found
+    record.tags(
+        {
+            "model": found.name,
+            "model.run_id": found.run_id,
+            "model.sha256": found.sha256 or hashlib.sha256(found.path.read_bytes()).hexdigest(),
+            "input": str(ready.file.path) if ready.file else None,
+            "output": str(ready.output) if ready.output else None,
+        }
+    )
+    record.metrics({"rows": predicted.rows})
+    drifts = {"inputs": predicted.inputs, "outputs": predicted.outputs}
+    if predicted.inputs:
+        record.document({kind: [vars(one) for one in some] for kind, some in drifts.items()}, folder / "drift.json")
+        everything = (*predicted.inputs, *predicted.outputs)
+        record.metrics({f"outside/{one.column}": one.outside for one in everything})
+        record.metrics({f"shift/{one.column}": one.shift for one in everything if np.isfinite(one.shift)})
