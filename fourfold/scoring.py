@@ -60,10 +60,7 @@ class Scorer:
         """
         absent = [name for name in self.features if name not in columns]
         if absent:
-            there = ", ".join(map(str, columns))
-            raise InputError(
-                f"column {absent[0]!r} is missing; the model takes {', '.join(self.features)}, not {there}"
-            )
+            raise InputError(f"column {absent[0]!r} is missing; the model takes {', '.join(self.features)}")
         arrays = [_numbers(name, columns[name]) for name in self.features]
         # Each column in one piece: copying and looking at them is then as fast as memory.
         values = np.empty((len(arrays), len(arrays[0])), dtype=self.dtype)

@@ -107,7 +107,7 @@ class TableFile:
     def why_not_numbers(self, name: str) -> str:
         """Say what a column holds, with the count and the first row of what is no number."""
         kind = self.schema.field(name).type
-        if self.csv is None and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        if not any(a_text(kind) for a_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)):
             return f"column {name!r} of {self.path} holds {kind}, not numbers"
         rows, wrong, first = 0, 0, ""
         for batch in self.chunks((), text=(name,)):

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fourfold.datasets import Dataset, Table, line, make_dataset, read_table, sine
+from fourfold.datasets import Dataset, Table, line, make_dataset, sine
+from fourfold.datasets import read_table as read_columns
 from fourfold.errors import RequestError
+from fourfold.tables import choose_columns, open_table
 
 COLUMNS = {"area": [50.0, 70.5, 90.25], "rooms": [2.0, 3.0, 4.0], "price": [1.5, 2.5, -3.5e-7]}
 
@@ -31,6 +33,11 @@ def parquet(folder: Path, columns: dict[str, Any]) -> Path:
 
 def as_csv(columns: dict[str, list[float]]) -> str:
     return "\n".join(map(",".join, [list(columns), *(map(repr, row) for row in zip(*columns.values(), strict=True))]))
+
+
+def read_table(path: Path, targets: tuple[str, ...], features: tuple[str, ...] = (), missing: str = "error") -> Table:
+    file = open_table(path)
+    return read_columns(file, *choose_columns(file, targets, features), missing=missing)
 
 
 def split(table: Table, fraction: float = 0.0, seed: int = 0, dtype: torch.dtype = torch.float64) -> Dataset:
@@ -60,7 +67,7 @@ def test_the_sine_is_the_tutorials() -> None:
 def test_a_file_gives_its_numbers_in_order(tmp_path: Path, kind: str) -> None:
     path = csv(tmp_path, as_csv(COLUMNS)) if kind == "csv" else parquet(tmp_path, COLUMNS)
     table = read_table(path, ("price",))
-    assert (table.features, table.targets, table.left_out) == (("area", "rooms"), ("price",), ())
+    assert (table.features, table.targets) == (("area", "rooms"), ("price",))
     assert np.array_equal(table.x, np.column_stack([COLUMNS["area"], COLUMNS["rooms"]]))
     assert np.array_equal(table.y[:, 0], COLUMNS["price"])
     assert table.x.dtype == table.y.dtype == np.float64
@@ -84,16 +91,12 @@ def test_an_ending_counts_in_any_letter_case(tmp_path: Path, ending: str) -> Non
     assert read_table(made.rename(tmp_path / f"other{ending}"), ("price",)).x.shape == (3, 2)
 
 
-def test_columns_that_are_not_numeric_are_left_out_by_name(tmp_path: Path) -> None:
-    text = "street,built,area,price\nHigh,2001-01-01,50,1\nLow,2002-02-02,60,2\n"
-    table = read_table(csv(tmp_path, text), ("price",))
-    assert (table.features, table.left_out) == (("area",), ("street", "built"))
-    assert split(table).left_out == ("street", "built")
-
-
-def test_nothing_is_left_out_where_features_are_named(tmp_path: Path) -> None:
-    text = "street,area,price\nHigh,50,1\nLow,60,2\n"
-    assert read_table(csv(tmp_path, text), ("price",), ("area",)).left_out == ()
+def test_columns_that_are_not_numeric_are_refused_with_the_option_that_leaves_them_out(tmp_path: Path) -> None:
+    text = "street,built,area,rooms,price\nHigh,2001-01-01,50,2,1\nLow,2002-02-02,60,3,2\n"
+    refused = r"column 'street' .*: 2 of 2 values are text .* \(and built\); leave it out: --features area,rooms$"
+    with pytest.raises(RequestError, match=refused):
+        read_table(csv(tmp_path, text), ("price",))
+    assert read_table(csv(tmp_path, text), ("price",), ("area", "rooms")).features == ("area", "rooms")
 
 
 def test_a_boolean_column_is_zero_and_one(tmp_path: Path) -> None:
@@ -124,7 +127,7 @@ def test_a_whole_number_beyond_a_double_becomes_the_nearest(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "targets", "features", "reason"),
     [
-        ("", ("y",), (), "is empty; at least two rows are needed"),
+        ("", ("y",), (), "is empty"),
         ("\n", ("y",), (), "cannot be read: .*Empty CSV"),
         ("x,y\n", ("y",), (), "has no rows; at least two are needed"),
         ("x,y\n1,2,3\n", ("y",), (), "cannot be read: .*Expected 2 columns, got 3"),
@@ -139,12 +142,12 @@ def test_a_whole_number_beyond_a_double_becomes_the_nearest(tmp_path: Path) -> N
         ("x,y\na,1\nb,2\n", ("y",), (), "has no numeric column besides the target; it has x, y"),
         ("x,y\n1,1\ntwo,2\n3,3\nfour,4\n", ("y",), ("x",), r"'x' .*: 2 of 4 values are text .* row 2 \('two'\)"),
         ("x,y\n1,1\n2,many\n", ("y",), (), r"'y' .*: 1 of 2 values are text .* row 2 \('many'\)"),
-        ("x,y\n1,1\n,2\n,3\n", ("y",), (), r"'x' .*: 2 of 3 values are missing .* row 2 \(None\)"),
-        ("x,y\n1,1\n2,\n", ("y",), (), r"'y' .*: 1 of 2 values are missing .* row 2 \(None\)"),
-        ("x,y\n1,1\nnan,2\n", ("y",), (), r"'x' .*: 1 of 2 values are missing or not finite, first in row 2"),
-        ("x,y\n1,1\n-inf,2\n", ("y",), (), r"'x' .*: 1 of 2 values are missing or not finite.* row 2 \(-inf\)"),
-        ("x,y\n,1\n,2\n", ("y",), ("x",), r"'x' .*: 2 of 2 values are missing, first in row 1"),
-        ("b,y\ntrue,1\n,2\n", ("y",), (), r"'b' .*: 1 of 2 values are missing .* row 2 \(None\)"),
+        ("x,y\n1,1\n,2\n,3\n", ("y",), (), r"missing values: x 2 of 3 rows, first in row 2; .*--missing drop"),
+        ("x,y\n1,1\n2,\n", ("y",), (), r"missing values: y 1 of 2 rows, first in row 2"),
+        ("x,y\n1,1\nnan,2\n", ("y",), (), r"missing values: x 1 of 2 rows, first in row 2"),
+        ("x,y\n1,1\n-inf,2\n", ("y",), (), r"not finite: x 1 of 2 rows, first in row 2"),
+        ("x,y\n,1\n,2\n", ("y",), ("x",), r"missing values: x 2 of 2 rows, first in row 1"),
+        ("b,y\ntrue,1\n,2\n", ("y",), (), r"missing values: b 1 of 2 rows, first in row 2"),
         ("d,y\n2024-01-01,1\n2024-01-02,2\n", ("y",), ("d",), r"'d' .* holds date32\[day\], not numbers"),
     ],
 )
@@ -158,8 +161,8 @@ def test_a_csv_file_that_cannot_be_used_is_refused(
 @pytest.mark.parametrize(
     ("columns", "features", "reason"),
     [
-        ({"x": [1.0, float("inf")]}, (), r"'x' .*: 1 of 2 values are missing or not finite.* row 2 \(inf\)"),
-        ({"x": [None, 1.0]}, (), r"'x' .*: 1 of 2 values are missing or not finite.* row 1 \(None\)"),
+        ({"x": [1.0, float("inf")]}, (), r"not finite: x 1 of 2 rows, first in row 2"),
+        ({"x": [None, 1.0]}, (), r"missing values: x 1 of 2 rows, first in row 1"),
         ({"x": ["a", "b"]}, ("x",), r"'x' .*: 2 of 2 values are text or missing, first in row 1 \('a'\)"),
         ({"x": [datetime.date(2024, 1, 1)] * 2}, ("x",), r"'x' .* holds date32\[day\], not numbers"),
         ({"x": [[1.0], [2.0]]}, ("x",), r"'x' .* holds list<.*>, not numbers"),
@@ -252,9 +255,9 @@ def test_without_a_split_the_rows_keep_their_order() -> None:
 
 def test_a_model_is_judged_on_the_held_out_rows_where_there_are_any() -> None:
     data = split(numbered(10), 0.2)
-    assert data.evaluation_rows == ("held-out", data.x_test, data.y_test)
+    assert (data.judged_on, data.count) == ("held-out", {"training": 8, "validation": 0, "held-out": 2})
     data = split(numbered(10))
-    assert data.evaluation_rows == ("training", data.x, data.y)
+    assert (data.judged_on, data.count) == ("training", {"training": 10, "validation": 0, "held-out": 0})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

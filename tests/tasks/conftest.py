@@ -159,7 +159,8 @@ def linear_file(tmp_path: Path) -> Callable[..., ExportedModel]:
             [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(intercepts, "b")],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
-        helper.set_model_props(model, dict(metadata or {}))
+        columns = {"features": json.dumps(["x"]), "targets": json.dumps(["y"])}  # of a line; others are told
+        helper.set_model_props(model, columns | dict(metadata or {}))
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         onnx.save(model, path)

@@ -41,7 +41,7 @@ class TestAccuracy:
         random = np.random.default_rng(4)
         target = (random.normal(size=(30, targets)) * 5 + 100).astype(dtype)
         prediction = (target + random.normal(size=(30, targets))).astype(dtype)
-        judged = accuracy(prediction, target)
+        judged = accuracy([(prediction, target)])
         wide = target.astype(np.float64), prediction.astype(np.float64)
         assert judged.rmse == pytest.approx(np.sqrt(sklearn.metrics.mean_squared_error(*wide)), rel=1e-12)
         assert judged.mae == pytest.approx(sklearn.metrics.mean_absolute_error(*wide), rel=1e-12)
@@ -51,10 +51,10 @@ class TestAccuracy:
     def test_of_a_constant_target_too(self, off: float) -> None:
         target = np.column_stack([np.full(5, 7.0), np.arange(5.0)])
         prediction = target + np.array([off, 0.25])
-        assert accuracy(prediction, target).r2 == pytest.approx(sklearn.metrics.r2_score(target, prediction))
+        assert accuracy([(prediction, target)]).r2 == pytest.approx(sklearn.metrics.r2_score(target, prediction))
 
     def test_of_a_single_row_too(self) -> None:
-        judged = accuracy(np.array([[3.0]]), np.array([[5.0]]))
+        judged = accuracy([(np.array([[3.0]]), np.array([[5.0]]))])
         assert (judged.rmse, judged.mae, judged.r2) == (2.0, 2.0, 0.0)
 
 

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +49,8 @@ def passed(exported: ExportedModel) -> ParityReport:
 
 def judged(exported: ExportedModel, data: Dataset) -> Evaluation:
     """Judge a file by onnxruntime."""
-    judged_on, x, y = data.evaluation_rows
+    judged_on = data.judged_on
+    x, y = data.at_hand[judged_on]
     error = answers(exported.path, x.numpy()) - y.numpy()
     rmse = float(np.sqrt(np.mean(error.astype(np.float64) ** 2)))
     return Evaluation(1.0, judged_on, Accuracy(rmse, float(np.abs(error).mean()), 0.9), (), None)
@@ -77,7 +79,8 @@ def registering(store: MlflowClient, linear_file: LinearFile, dataset: Callable[
     ) -> Registered:
         used = data or dataset(X, Y, features=("x",), targets=("y",))
         number = len(list(store.search_registered_models())) * 100 + np.random.default_rng().integers(10**9)
-        exported = linear_file(w, b, name=f"{number}/model.onnx", dtype=dtype)
+        columns = {"features": json.dumps(used.features), "targets": json.dumps(used.targets)}
+        exported = linear_file(w, b, name=f"{number}/model.onnx", dtype=dtype, metadata=columns)
         file, report = alter(exported, passed(exported))
         with recorded_run("train", "a run", {}, {}) as record:
             return register.fn(config or TrainConfig(), used, judged(exported, used), file, report, record)
@@ -283,7 +286,7 @@ class TestGate:
         self, registering: Registering, store: MlflowClient, linear_file: LinearFile
     ) -> None:
         def exchange(exported: ExportedModel, report: ParityReport) -> tuple[ExportedModel, ParityReport]:
-            other = linear_file([[3.0]], [0.0], name="other/model.onnx")
+            other = linear_file([[3.0]], [0.0], name="other/model.onnx")  # as long as the first
             other.path.with_name("golden.parquet").replace(exported.path.with_name("golden.parquet"))
             return exported, report
 
@@ -408,8 +411,7 @@ class TestWhatIsKept:
         signature = mlflow.models.get_model_info("models:/houses/1").signature
         assert signature is not None
         assert signature.inputs.input_names() == list(features)
-        assert [column.type.name for column in signature.inputs] == ["double"] * 3
-        assert [column.type.name for column in signature.outputs] == [output]
+        assert [(column.type.name, column.name) for column in signature.outputs] == [(output, "price")]
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_mlflow_predicts_as_onnxruntime_does_whatever_the_order_of_the_columns(
@@ -431,7 +433,7 @@ class TestWhatIsKept:
 
     def test_a_missing_column_is_refused(self, registering: Registering) -> None:
         made = registering([[2.0]])
-        with pytest.raises(MlflowException, match="missing inputs"):
+        with pytest.raises(ValueError, match="column 'x' is missing; the model takes x"):
             mlflow.pyfunc.load_model(made.uri).predict(pd.DataFrame({"z": [1.0]}))
 
     def test_what_it_needs_is_pinned(self, registering: Registering) -> None:

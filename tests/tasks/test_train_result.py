@@ -40,7 +40,7 @@ def complete(dataset: Callable[..., Dataset]) -> TrainResult:
         flow_run_id="a-flow-run",
         run_id="a-run",
         status="registered",
-        data=replace(data, left_out=("city",)),
+        data=data,
         fit=fitted(),
         parameters={"w": 1.9996239, "b": 0.0008549},
         evaluation=Evaluation(
@@ -230,7 +230,6 @@ class TestRows:
         rows = complete(dataset).rows()
         assert rows["status"] == "registered"
         assert rows["data"] == "made, 2 training rows and 1 held out"
-        assert rows["left out"] == "city (not numeric)"
         assert rows["optimizer"] == "SGD, lr 0.01, 1000 epochs, 1001 gradient evaluations"
         assert rows["loss"] == "0.125 (sse)"
         assert rows["held-out rows"] == "RMSE 0.5, MAE 0.25, R2 0.75"
