@@ -64,10 +64,10 @@ def find_model(address: str) -> FoundModel:
         uri = f"models:/{name}/{version.version}"
         folder = mlflow.artifacts.download_artifacts(uri)
     except (MlflowException, OSError) as error:
-        raise RequestError(f"--model {address} cannot be found: {first_line(error)}") from error
+        raise RequestError(f"{address} cannot be found: {first_line(error)}") from error
     path = Path(folder) / FILE_NAME
     if "golden_sha256" not in version.tags and not path.with_name(GOLDEN).is_file():
-        raise RequestError(f"--model {address}: no golden predictions were kept with it, so it cannot be proved again")
+        raise RequestError(f"{address}: no golden predictions were kept with it, so it cannot be proved again")
     return FoundModel(uri, path, version.tags.get("sha256"), version.tags.get("golden_sha256"), version.run_id)
 
 
@@ -76,7 +76,7 @@ def _client(address: str) -> MlflowClient:
     uri = services.tracking_uri()
     database = services.sqlite_file(uri)
     if database is not None and not database.is_file():
-        raise RequestError(f"--model {address} cannot be found: nothing was ever recorded at {uri}")
+        raise RequestError(f"{address} cannot be found: nothing was ever recorded at {uri}")
     mlflow.set_tracking_uri(uri)
     return MlflowClient(uri)
 

@@ -95,6 +95,7 @@ GOOD_LINES: list[tuple[str, dict[str, Any]]] = [
     ("--at 4", {"at": ((4.0,),)}),
     ("--at -1.5", {"at": ((-1.5,),)}),
     ("--at 1.5,2 --at 3,4", {"at": ((1.5, 2.0), (3.0, 4.0))}),
+    ("--min-improvement 0.01", {"min_improvement": 0.01}),
     ("--register houses", {"registered_name": "houses"}),
     ("--no-register", {"no_register": True}),
 ]
@@ -177,6 +178,9 @@ WRONG_LINES = [
     ("--scheduler-option step_size", "--scheduler-option", "'step_size'"),
     ("--at nan", "--at", "'nan'"),
     ("--at four", "--at", "'four'"),
+    ("--min-improvement -0.01", "--min-improvement", "'-0.01'"),
+    ("--min-improvement 1", "--min-improvement", "'1'"),
+    ("--min-improvement nan", "--min-improvement", "'nan'"),
     ("--register a/b", "--register", "'a/b'"),
     ("--register a:b", "--register", "'a:b'"),
     ("--no-register=perhaps", "--no-register", "perhaps"),
