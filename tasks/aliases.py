@@ -148,7 +148,7 @@ def promote(name: str, version: str, record: RunRecord) -> Promotion:
         if former is not None:
             _tag(client, name, former, _prefixed("demoted", {"to": version, **by}))
             client.set_registered_model_alias(name, CHALLENGER, former)
-        elif client.get_registered_model(name).aliases.get(CHALLENGER) == version:
+        elif str(client.get_registered_model(name).aliases.get(CHALLENGER)) == version:
             client.delete_registered_model_alias(name, CHALLENGER)
         client.set_registered_model_alias(name, CHAMPION, version)
     return promotion

@@ -77,13 +77,14 @@ def registering(store: MlflowClient, linear_file: LinearFile, dataset: Callable[
         config: TrainConfig | None = None,
         dtype: type = np.float32,
         alter: Callable[[ExportedModel, ParityReport], tuple[ExportedModel, ParityReport]] = lambda *both: both,
+        judge: Callable[[ExportedModel, Dataset], Evaluation] = judged,
     ) -> Registered:
         used = data or dataset(X, Y, features=("x",), targets=("y",))
         number = len(list(store.search_registered_models())) * 100 + np.random.default_rng().integers(10**9)
         exported = linear_file(w, b, name=f"{number}/model.onnx", dtype=dtype)
         file, report = alter(exported, passed(exported))
         with recorded_run("train", "a run", {}, {}) as record:
-            return register.fn(config or TrainConfig(), used, judged(exported, used), file, report, record)
+            return register.fn(config or TrainConfig(), used, judge(exported, used), file, report, record)
 
     return make
 
@@ -117,6 +118,66 @@ class TestChampion:
         assert (made.version, made.alias) == ("2", "challenger")
         assert aliases(store) == {"champion": "1", "challenger": "2"}
         assert "is not below the" in made.decision
+
+    def test_a_tie_is_one_whatever_torch_measured(self, registering: Registering, store: MlflowClient) -> None:
+        """Of the same weights, torch's number is a little lower or higher than onnxruntime's."""
+
+        def by_torch(exported: ExportedModel, data: Dataset) -> Evaluation:
+            evaluation = judged(exported, data)
+            accuracy = replace(evaluation.accuracy, rmse=evaluation.accuracy.rmse * (1 - 1e-7))
+            return replace(evaluation, accuracy=accuracy)
+
+        registering([[1.5]])
+        assert registering([[1.5]], judge=by_torch).alias == "challenger"
+        assert aliases(store) == {"champion": "1", "challenger": "2"}
+
+    @pytest.mark.parametrize(
+        ("asked", "alias", "said"),
+        [(0.79, "champion", "is below the"), (0.81, "challenger", "is not enough below the")],
+    )
+    def test_a_new_champion_is_as_much_better_as_was_asked_for(
+        self, asked: float, alias: str, said: str, registering: Registering, store: MlflowClient
+    ) -> None:
+        """The error of 1.9 is a fifth of that of 1.5."""
+        registering([[1.5]])
+        made = registering([[1.9]], config=TrainConfig(min_improvement=asked))
+        assert made.alias == alias
+        assert said in made.decision
+        assert made.decision.endswith(f"of version 1: improvement 0.8, asked for {asked}")
+        tags = store.get_model_version(NAME, "2").tags
+        assert float(tags["min_improvement"]) == asked
+        assert float(tags["improvement"]) == pytest.approx(0.8, rel=1e-6)
+
+    @pytest.mark.parametrize("asked", [0.0, 0.99])
+    @pytest.mark.parametrize(
+        ("champion", "new", "alias", "improvement"),
+        [
+            (0.0, 0.0, "challenger", 0.0),
+            (0.0, 0.5, "challenger", -np.inf),
+            (np.nan, 0.5, "champion", 1.0),
+            (np.inf, 0.5, "champion", 1.0),
+            (0.5, np.nan, "challenger", -np.inf),
+            (0.5, np.inf, "challenger", -np.inf),
+            (np.nan, np.nan, "challenger", -np.inf),
+            (np.inf, np.inf, "challenger", -np.inf),
+            (0.5, 0.0, "champion", 1.0),
+        ],
+    )
+    def test_errors_that_are_zero_or_no_number(
+        self,
+        champion: float,
+        new: float,
+        alias: str,
+        improvement: float,
+        asked: float,
+        registering: Registering,
+        store: MlflowClient,
+    ) -> None:
+        """Of y = 2 x + b against y = 2 x, the error is b."""
+        registering([[2.0]], [champion])
+        made = registering([[2.0]], [new], config=TrainConfig(min_improvement=asked))
+        assert made.alias == alias
+        assert float(store.get_model_version(NAME, "2").tags["improvement"]) == improvement
 
     def test_the_champion_is_judged_anew_on_the_rows_of_now(
         self, registering: Registering, store: MlflowClient, dataset: Callable[..., Dataset]
