@@ -56,8 +56,7 @@ class TestLock:
             pass
         (lock,) = (tmp_path / "mlruns").glob("*.lock")
         hold = (
-            f"import filelock, time; lock = filelock.FileLock({str(lock)!r}); lock.acquire(); print('held', flush=True)\n"
-            "time.sleep(60)"
+            f"import filelock, time; lock = filelock.FileLock({str(lock)!r}); lock.acquire(); print(); time.sleep(60)"
         )
         done = threading.Event()
 
@@ -65,7 +64,7 @@ class TestLock:
             award(versions, NAME, "3", beats("1"), {})
             done.set()
 
-        with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
+        with subprocess.Popen([sys.executable, "-u", "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
             assert holder.stdout is not None
             holder.stdout.readline()
             thread = threading.Thread(target=work)
@@ -97,6 +96,12 @@ class TestLock:
             lock.release()
 
         award(versions, NAME, "3", beats("1", meanwhile=look), {})
+        assert named(versions)["champion"] == "3"
+
+    def test_a_server_has_none(self, versions: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+        with aliases.registry_lock():
+            award(versions, NAME, "3", beats("1"), {})
         assert named(versions)["champion"] == "3"
 
 
@@ -142,13 +147,6 @@ class TestWithoutALock:
         assert 2 < len(judged) < 10
         assert named(versions)["challenger"] == "3"
         assert versions.get_model_version(NAME, "3").tags["decision"] == ruling.decision
-
-    def test_a_server_has_none(self, versions: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.undo()
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-        with aliases.registry_lock():
-            award(versions, NAME, "3", beats("1"), {})
-        assert named(versions)["champion"] == "3"
 
 
 class TestPromote:
