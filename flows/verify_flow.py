@@ -1,4 +1,7 @@
-"""Prove again that a model still predicts what torch predicted: here, today, without torch and without its data."""
+"""Prove again that a model still predicts what torch predicted: here, today, without torch and without its data.
+
+With --promote the version that passes becomes champion.
+"""
 
 from fourfold.configuration import VerifyConfig
 from tasks import command_line, services
@@ -12,6 +15,7 @@ if __name__ == "__main__":
 from prefect import flow
 
 from fourfold.errors import ParityError
+from tasks.aliases import promote
 from tasks.find_model import find_model
 from tasks.prove_again import VerifyResult, prove
 
@@ -21,10 +25,12 @@ def verify_flow(config: VerifyConfig) -> VerifyResult:
     """Judge a registered model, a run's, or one in a folder by its golden predictions; recorded in MLflow."""
     result = VerifyResult(config)
     with result.recorded() as (record, folder):
-        result.found = found = find_model(config.model)
+        result.found = found = find_model(config.address)
         result.parity = parity = prove(found, config.title, record, folder)
         if not parity.passed:
             raise ParityError(f"{found.name} is not what was proved: {parity.reason}")
+        if config.promoted:
+            result.promotion = promote(*config.promoted, record)
     return result
 
 
@@ -33,7 +39,7 @@ if __name__ == "__main__":
     def work(config: VerifyConfig) -> VerifyResult:
         """Check the request, and run the flow once the server answers."""
         services.check_tracking()
-        find_model(config.model)
+        find_model(config.address)
         server.release()
         with server.ready():
             return verify_flow(config)

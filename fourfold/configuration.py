@@ -7,10 +7,10 @@ It holds what can be judged without torch or the data; the rest is judged where 
 import re
 from abc import ABC, abstractmethod
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from cyclopts import Group, Parameter
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 DATA = Parameter(group=Group("Data", sort_key=1))
 MODEL = Parameter(group=Group("Model", sort_key=2))
@@ -170,6 +170,15 @@ class ProblemConfig(FlowConfig):
         RESULT,
         Field(description="point to predict, as 4, or 1.5,2 for two features; repeat it (default: 4, for one feature)"),
     ] = ()
+    min_improvement: Annotated[
+        Finite,
+        RESULT,
+        Field(
+            ge=0,
+            lt=1,
+            description="share by which the RMSE must be below the champion's to take its place, as 0.01 for 1%",
+        ),
+    ] = 0
 
     @property
     def is_file(self) -> bool:
@@ -409,6 +418,14 @@ class PredictConfig(FlowConfig):
         bool, Parameter(negative=(), group=RESULT.group), Field(description="replace the output where it exists")
     ] = False
 
+    @model_validator(mode="after")
+    def _has_rows_and_a_place_for_them(self) -> Self:
+        if bool(self.input) == bool(self.at):
+            raise ValueError("give either --input with a file, or --at with a point")
+        if self.input and not self.output:
+            raise ValueError("--input needs --output, a .csv or .parquet file for the predictions")
+        return self
+
     @property
     def title(self) -> str:
         """A name for the run that tells it from its neighbours."""
@@ -416,19 +433,58 @@ class PredictConfig(FlowConfig):
 
 
 class VerifyConfig(FlowConfig):
-    """One proof, today, that a model still predicts what it was proved to predict."""
+    """One proof, today, that a model still predicts what it was proved to predict, and who passes may be champion."""
 
     model: Annotated[
-        str,
+        str | None,
         MODEL,
         Field(
             min_length=1,
             description="models:/NAME@ALIAS, models:/NAME/VERSION, the id of a run, or a folder with model.onnx and "
             "golden.parquet",
         ),
-    ]
+    ] = None
+    promote: Annotated[
+        Annotated[
+            str,
+            _like(
+                r"(models:/[^/@]+/)?[1-9][0-9]*", "models:/NAME/VERSION, or a version's number together with --model"
+            ),
+        ]
+        | None,
+        RESULT,
+        Field(description="version to make champion if it passes: models:/NAME/VERSION, or its number with --model"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _names_one_model(self) -> Self:
+        if self.promote is None:
+            if self.model is None:
+                raise ValueError("give --model, or --promote models:/NAME/VERSION")
+        elif self.promote.startswith("models:/"):
+            if self.model is not None:
+                raise ValueError(f"--promote {self.promote} names the model; leave --model {self.model} out")
+        elif not re.fullmatch(r"models:/[^/@]+(@[^/@]+|/[0-9]+)", self.model or ""):
+            raise ValueError(
+                f"--promote {self.promote} needs --model models:/NAME@ALIAS or models:/NAME/VERSION beside it; "
+                f"{self.model or 'none'} was given"
+            )
+        return self
+
+    @property
+    def promoted(self) -> tuple[str, str] | None:
+        """The registered model's name and the version that is to be champion; None where none is."""
+        if self.promote is None:
+            return None
+        named = (self.model or self.promote).removeprefix("models:/")
+        return re.split("[@/]", named)[0], self.promote.rpartition("/")[2]
+
+    @property
+    def address(self) -> str:
+        """Of the model that is to be proved."""
+        return "models:/{}/{}".format(*self.promoted) if self.promoted else str(self.model)
 
     @property
     def title(self) -> str:
         """A name for the run that tells it from its neighbours."""
-        return f"verify {self.model}"
+        return f"{'promote' if self.promote else 'verify'} {self.address}"

@@ -86,7 +86,7 @@ def read(
 
     def command(
         *,
-        config: Annotated[config_class, Parameter(name="*")],  # type: ignore[valid-type]
+        config: Annotated[config_class, Parameter(name="*")] = None,  # type: ignore[valid-type]
         json: Annotated[
             bool, OUTPUT, Parameter(help="last line on standard output: the result as one JSON object")
         ] = False,
@@ -94,10 +94,9 @@ def read(
             bool, OUTPUT, Parameter(help="show what the libraries log, and the traceback of a fault")
         ] = False,
     ) -> None:
-        requests.append(Request(config, json, verbose))
+        # Nothing typed may be a wrong request as well; made here, that leaves --help alone.
+        requests.append(Request(config_class() if config is None else config, json, verbose))
 
-    if not any(field.is_required() for field in config_class.model_fields.values()):
-        (command.__kwdefaults__ or {})["config"] = config_class()
     app.default(command)
     try:
         app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
@@ -201,8 +200,10 @@ def _refuse(reason: str) -> NoReturn:
 def _first_fault(error: ValidationError) -> str:
     """The first fault of a configuration in one line: the option, what was given, what is allowed."""
     fault = error.errors()[0]
-    option = str(fault["loc"][0]).replace("_", "-") if fault["loc"] else "the request"
     message = fault["msg"].removeprefix("Value error, ")
+    if not fault["loc"]:  # of several options, which it names
+        return message
+    option = str(fault["loc"][0]).replace("_", "-")
     return f"--{_SPELLINGS.get(option, option)}: {fault['input']!r} was given; {message[0].lower()}{message[1:]}"
 
 

@@ -43,7 +43,7 @@ def find_model(address: str) -> FoundModel:
     found = locate(address)
     golden = found.path.with_name(GOLDEN)
     if found.golden_sha256 is None and not golden.is_file():
-        raise RequestError(f"--model {address}: there is no {GOLDEN} with it, so it cannot be proved again")
+        raise RequestError(f"{address}: there is no {GOLDEN} with it, so it cannot be proved again")
     return found
 
 
@@ -66,7 +66,7 @@ def locate(address: str) -> FoundModel:
             tags: Mapping[str, str] = client.get_run(address).data.tags
             names = {artifact.path for artifact in client.list_artifacts(address)}
             if not {FILE_NAME, GOLDEN} & names and "golden.sha256" not in tags:
-                raise RequestError(f"--model {address}: that run kept no verified model")
+                raise RequestError(f"{address}: that run kept no verified model")
             folder = mlflow.artifacts.download_artifacts(run_id=address)
             return FoundModel(
                 f"run {address}", Path(folder) / FILE_NAME, tags.get("model.sha256"), tags.get("golden.sha256"), address
@@ -77,7 +77,7 @@ def locate(address: str) -> FoundModel:
         uri = f"models:/{name}/{version.version}"
         folder = mlflow.artifacts.download_artifacts(uri)
     except (MlflowException, OSError) as error:
-        raise RequestError(f"--model {address} cannot be found: {first_line(error)}") from error
+        raise RequestError(f"{address} cannot be found: {first_line(error)}") from error
     tags = version.tags
     return FoundModel(uri, Path(folder) / FILE_NAME, tags.get("sha256"), tags.get("golden_sha256"), version.run_id)
 
@@ -87,7 +87,7 @@ def _client(address: str) -> MlflowClient:
     uri = services.tracking_uri()
     database = services.sqlite_file(uri)
     if database is not None and not database.is_file():
-        raise RequestError(f"--model {address} cannot be found: nothing was ever recorded at {uri}")
+        raise RequestError(f"{address} cannot be found: nothing was ever recorded at {uri}")
     mlflow.set_tracking_uri(uri)
     return MlflowClient(uri)
 
@@ -98,9 +98,9 @@ def _on_disk(address: str) -> FoundModel:
         path = path / FILE_NAME
     elif path.suffix != ".onnx":
         raise RequestError(
-            f"--model {address}: no such folder; give models:/NAME@ALIAS, models:/NAME/VERSION, the id of a run, an "
+            f"{address}: no such folder; give models:/NAME@ALIAS, models:/NAME/VERSION, the id of a run, an "
             f".onnx file, or a folder with {FILE_NAME}"
         )
     if not path.is_file():
-        raise RequestError(f"--model {address}: there is no {path.name} there")
+        raise RequestError(f"{address}: there is no {path.name} there")
     return FoundModel(address, path)

@@ -67,10 +67,6 @@ def prepare(config: PredictConfig) -> Ready:
         RequestError: with the first fault of the request.
         ParityError: the model file is not the one that was registered.
     """
-    if bool(config.input) == bool(config.at):
-        raise RequestError("give either --input with a file, or --at with a point")
-    if config.input and not config.output:
-        raise RequestError("--input needs --output, a .csv or .parquet file for the predictions")
     output = _check_output(Path(config.output), config.overwrite) if config.output else None
     found = locate(config.model)
     scorer = open_scorer(found, config.model)

@@ -10,6 +10,7 @@ from fourfold.golden import prove_again, read_golden
 from fourfold.onnx_file import file_sha256
 from fourfold.parity import ParityReport, failed
 from fourfold.structure import Refused
+from tasks.aliases import Promotion
 from tasks.find_model import FoundModel
 from tasks.parity_page import keep_report
 from tasks.results import FlowResult
@@ -22,35 +23,40 @@ class VerifyResult(FlowResult):
     """Filled in as the steps end.
 
     Attributes:
-        status: running, verified, rejected or failed.
+        status: running, verified, promoted, rejected or failed.
+        promotion: where one was asked for; also that of a version that is champion already.
     """
 
     flow = "verify"
     config: VerifyConfig
     found: FoundModel | None = None
     parity: ParityReport | None = None
+    promotion: Promotion | None = None
 
     @property
     def done(self) -> str:
         """The status of a run that came to its end."""
-        return "verified"
+        return "promoted" if self.promotion and self.promotion.time else "verified"
 
     def as_json(self) -> dict[str, Any]:
         """The machine-readable result; null where the run did not come so far."""
         found, parity = self.found, self.parity
         model = found and {"name": found.name, "path": str(found.path), "sha256": parity and parity.sha256}
         result = {
-            **self.ids(), "seconds": round(self.seconds, 3), "model": model, "parity": parity and parity.summary()
+            **self.ids(), "seconds": round(self.seconds, 3), "model": model, "parity": parity and parity.summary(),
+            "promotion": self.promotion and self.promotion.as_json(),
         }  # fmt: skip
         ready: dict[str, Any] = json_ready(result)
         return ready
 
     def rows(self) -> dict[str, str]:
         """The result for a person, by name."""
-        rows = {"status": self.status, "model": self.found.name if self.found else self.config.model}
+        rows = {"status": self.status, "model": self.found.name if self.found else self.config.address}
         if self.parity:
             rows["file"] = f"{self.parity.bytes} bytes, SHA-256 {self.parity.sha256 or 'not read'}"
             rows["parity"] = self.parity.in_words()
+        if self.promotion:
+            rows["champion"] = self.promotion.in_words()
         return rows | {"seconds": f"{self.seconds:.1f}"}
 
 

@@ -21,12 +21,12 @@ from fourfold.onnx_file import ExportedModel, file_sha256, predict
 from fourfold.parity import Expectation, ParityReport, compare
 from fourfold.structure import Refused
 from tasks import flavor
-from tasks.evaluate import Accuracy, Evaluation, accuracy
+from tasks.aliases import CHALLENGER, CHAMPION, Ruling, award
+from tasks.evaluate import Evaluation, accuracy
 from tasks.find_model import FILE_NAME
 from tasks.steps import step
 from tasks.tracking import ALREADY_EXISTS, RunRecord
 
-CHAMPION, CHALLENGER = "champion", "challenger"
 EXAMPLE_ROWS = 5
 
 
@@ -66,8 +66,8 @@ def register(
     """Log the verified file as a model, make it a version, and let it be champion if it is the better one.
 
     The version is loaded back from the registry's address and proved again before any alias moves: what serves is
-    what was proved. The present champion is judged anew, on the same rows, by onnxruntime. A tie leaves it in its
-    place.
+    what was proved. The present champion is judged anew, on the same rows, by onnxruntime. It keeps its place in a
+    tie, and where the new one is not better by `min_improvement`.
 
     Raises:
         ParityError: the file did not pass the gate, or is another one than did.
@@ -82,14 +82,14 @@ def register(
     if fault := _differs_from_proved(uri, stored, exported, data):
         client.delete_model_version(name, version)
         raise RegistrationError(f"{uri} is not what was verified: {fault}; it was taken back, no alias was moved")
-    alias, decision, numbers = _decide(record, name, version, data, evaluation)
     hashes = {"sha256": exported.sha256, "golden_sha256": file_sha256(stored.with_name(GOLDEN))}
-    tags = {"decision": decision, "parity": "passed", "run": record.url, **hashes, **numbers}
-    for key, value in tags.items():
-        client.set_model_version_tag(name, version, key, value)
-    client.set_registered_model_alias(name, alias, version)
-    record.tags({"model.version": uri, "model.alias": alias, "model.decision": decision})
-    return Registered(name, version, alias, uri, str(stored), exported.sha256, decision)
+
+    def judge(champion: ModelVersion | None) -> Ruling:
+        return _decide(champion, version, stored, config.min_improvement, data, evaluation)
+
+    ruling = award(client, name, version, judge, {"parity": "passed", "run": record.url, **hashes})
+    record.tags({"model.version": uri, "model.alias": ruling.alias, "model.decision": ruling.decision})
+    return Registered(name, version, ruling.alias, uri, str(stored), exported.sha256, ruling.decision)
 
 
 def _version_of_run(record: RunRecord, name: str) -> ModelVersion | None:
@@ -146,38 +146,67 @@ def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedMode
     )
 
 
-def _accuracy_of_file(path: Path, data: Dataset) -> Accuracy:
-    """Judge a model file, by onnxruntime, on the rows that models are judged on."""
-    pairs = ((predict(path, x.numpy()), y.numpy()) for part, x, y in data.chunks() if part == data.judged_on)
-    return accuracy(pairs)
-
-
 def _decide(
-    record: RunRecord, name: str, version: str, data: Dataset, evaluation: Evaluation
-) -> tuple[str, str, dict[str, str]]:
-    """Give the alias, the reason, and the numbers behind it."""
-    rmse, judged_on = evaluation.accuracy.rmse, evaluation.judged_on
+    champion: ModelVersion | None, version: str, stored: Path, asked: float, data: Dataset, evaluation: Evaluation
+) -> Ruling:
+    """Rule between a version, of the file `stored`, and the champion: both by onnxruntime, on the same rows.
+
+    torch's RMSE of the very same weights differs from onnxruntime's in the eighth digit: beside it, a tie would not
+    be one.
+    """
     columns = {"features": json.dumps(data.features), "targets": json.dumps(data.targets)}
-    numbers = {"rmse": f"{rmse:.9g}", "judged_on": judged_on, "data_sha256": data.sha256, **columns}
-    # Asked for by the name's aliases first: of a missing alias MLflow speaks as of any other wrong request.
-    if CHAMPION not in record.client.get_registered_model(name).aliases:
-        return CHAMPION, "the first version", numbers
-    champion = record.client.get_model_version_by_alias(name, CHAMPION)
-    if str(champion.version) == version:  # an earlier try of this step came so far
-        return CHAMPION, champion.tags["decision"], numbers
+    numbers = {"rmse": f"{evaluation.accuracy.rmse:.9g}", "judged_on": evaluation.judged_on}
+    numbers |= {"data_sha256": data.sha256, "min_improvement": f"{asked:.9g}", **columns}
+    if champion is None:
+        return Ruling(CHAMPION, "the first version", numbers)
+    if str(champion.version) == version:  # an earlier try of this step came so far, or a person promoted it
+        return Ruling(CHAMPION, champion.tags.get("decision", "it is champion already"), numbers | champion.tags)
     other = [key for key, value in columns.items() if champion.tags.get(key) != value]
     if other:
-        return CHALLENGER, f"version {champion.version} cannot predict these rows: its {other[0]} are others", numbers
+        decision = f"version {champion.version} cannot predict these rows: its {other[0]} are others"
+        return Ruling(CHALLENGER, decision, numbers)
     try:
-        stored = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{champion.version}")) / FILE_NAME
-        champions = _accuracy_of_file(stored, data).rmse
+        address = f"models:/{champion.name}/{champion.version}"
+        champions = _rmse(Path(mlflow.artifacts.download_artifacts(address)) / FILE_NAME, data)
     except Exception as error:  # of MLflow, onnxruntime or the file system: whatever it is, nothing was compared
-        return CHALLENGER, f"version {champion.version} cannot predict these rows: {first_line(error)}", numbers
+        decision = f"version {champion.version} cannot predict these rows: {first_line(error)}"
+        return Ruling(CHALLENGER, decision, numbers)
+    rmse = _rmse(stored, data)
+    found = improvement(rmse, champions)
+    wins = found > 0 and found >= asked  # a tie never moves the alias
+    numbers |= {"rmse": f"{rmse:.9g}", "improvement": f"{found:.9g}"}
     numbers |= {"champion_rmse": f"{champions:.9g}", "champion_version": str(champion.version)}
-    better = math.isfinite(rmse) and not champions <= rmse  # also where the champion's is no number
-    return (
-        CHAMPION if better else CHALLENGER,
-        f"RMSE {rmse:.6g} on the {judged_on} rows is {'' if better else 'not '}below the {champions:.6g} of version "
-        f"{champion.version}",
+    below = "below" if wins else "not enough below" if found > 0 else "not below"
+    return Ruling(
+        CHAMPION if wins else CHALLENGER,
+        f"RMSE {rmse:.6g} on the {evaluation.judged_on} rows is {below} the {champions:.6g} of version "
+        f"{champion.version}: improvement {found:.6g}, asked for {asked:g}",
         numbers,
     )
+
+
+def improvement(rmse: float, champions: float) -> float:
+    """The share by which an RMSE is below the champion's, at most 1; negative where it is above.
+
+    >>> improvement(0.75, 1.0), improvement(1.0, 1.0), improvement(1.5, 1.0)
+    (0.25, 0.0, -0.5)
+
+    Any finite number is wholly below one that is not finite, nothing finite is below 0 but what ties with it, and
+    what is not finite itself is below nothing:
+
+    >>> improvement(1.0, math.nan), improvement(0.0, 0.0), improvement(1.0, 0.0), improvement(math.nan, math.nan)
+    (1.0, 0.0, -inf, -inf)
+    """
+    if not math.isfinite(rmse):
+        return -math.inf
+    if not math.isfinite(champions):
+        return 1.0
+    if champions == 0:
+        return 0.0 if rmse == 0 else -math.inf
+    return 1 - rmse / champions
+
+
+def _rmse(path: Path, data: Dataset) -> float:
+    """Judge a model file on the rows that decide."""
+    pairs = ((predict(path, x.numpy()), y.numpy()) for part, x, y in data.chunks() if part == data.judged_on)
+    return accuracy(pairs).rmse

@@ -1,10 +1,11 @@
 """`python flows/verify_flow.py` as a user runs it: a process, without torch, with its exit code."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
-from workplaces import Ended, Workplace, workplace_in
+from workplaces import ROOT, Ended, Workplace, workplace_in
 
 WITHOUT_TORCH = """
 import importlib.abc, sys
@@ -32,13 +33,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> tup
     return workplace, ended
 
 
+def without_torch(workplace: Workplace) -> str:
+    """The path under which that folder's `sitecustomize` is found, and this very code."""
+    return os.pathsep.join((str(workplace.folder), str(ROOT)))
+
+
 @pytest.mark.parametrize("address", ["models:/rows-mlp@champion", "models:/rows-mlp/1", "the run", "the folder"])
 def test_what_was_registered_is_proved_again_without_torch(address: str, trained: tuple[Workplace, Ended]) -> None:
     workplace, training = trained
     result = training.result
     path = Path(result["model"]["path"])
     address = {"the run": result["run_id"], "the folder": str(path.parent)}.get(address, address)
-    ended = workplace.run("--model", address, "--json", flow="verify", PYTHONPATH=str(workplace.folder))
+    ended = workplace.run("--model", address, "--json", flow="verify", PYTHONPATH=without_torch(workplace))
     assert ended.code == 0, ended.err
     assert (ended.result["flow"], ended.result["status"]) == ("verify", "verified")
     assert ended.result["model"]["sha256"] == result["model"]["sha256"]
@@ -62,6 +68,79 @@ def test_a_file_that_was_changed_since_is_rejected(trained: tuple[Workplace, End
     assert len([line for line in ended.err.splitlines() if line.startswith("verify:")]) == 1
     assert "Traceback" not in ended.err
     assert workplace.client.get_run(ended.result["run_id"]).info.status == "FAILED"
+
+
+def test_a_version_is_promoted_if_it_passes_and_the_way_back_is_the_same(trained: tuple[Workplace, Ended]) -> None:
+    """All without torch but the training of a second version, which is worse: it has had one epoch."""
+    workplace, _ = trained
+
+    def aliases() -> dict[str, str]:
+        named = workplace.client.get_registered_model("rows-mlp").aliases
+        return {alias: str(version) for alias, version in named.items()}
+
+    def promote(*arguments: str) -> Ended:
+        return workplace.run("--promote", *arguments, "--json", flow="verify", PYTHONPATH=without_torch(workplace))
+
+    request = ["--data", "rows.csv", "--target", "sum,difference", "--model", "mlp", "--epochs", "1", "--json"]
+    second = workplace.run(*request)
+    assert second.code == 0, second.err
+    assert aliases() == {"champion": "1", "challenger": "2"}
+
+    path = Path(second.result["model"]["path"])
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    refused = promote("models:/rows-mlp/2")
+    assert (refused.code, refused.result["status"], refused.result["promotion"]) == (1, "rejected", None)
+    assert aliases() == {"champion": "1", "challenger": "2"}
+    path.write_bytes(content)
+
+    promoted = promote("models:/rows-mlp/2")
+    assert promoted.code == 0, promoted.err
+    assert (promoted.result["status"], promoted.result["parity"]["verdict"]) == ("promoted", "passed")
+    told = promoted.result["promotion"]
+    assert (told["model"], told["from"], told["to"]) == ("rows-mlp", "1", "2")
+    assert "from version 1, now challenger, to version 2 of rows-mlp" in promoted.err
+    assert aliases() == {"champion": "2", "challenger": "1"}
+    facts = {"time": told["time"], "run_id": promoted.result["run_id"]}
+    assert (
+        facts.items()
+        <= {
+            key.removeprefix("promoted."): value
+            for key, value in workplace.client.get_model_version("rows-mlp", "2").tags.items()
+        }.items()
+    )
+    assert workplace.client.get_run(promoted.result["run_id"]).data.tags["promotion.time"] == told["time"]
+
+    already = promote("2", "--model", "models:/rows-mlp@champion")
+    assert (already.code, already.result["status"], already.result["parity"]["verdict"]) == (0, "verified", "passed")
+    assert "which was champion already" in already.err
+    assert aliases() == {"champion": "2", "challenger": "1"}
+
+    back = promote("1", "--model", "models:/rows-mlp/2")
+    assert back.code == 0, back.err
+    assert aliases() == {"champion": "1", "challenger": "2"}
+
+
+def test_a_version_that_is_not_there_or_was_never_proved_cannot_be_promoted(
+    trained: tuple[Workplace, Ended], tmp_path: Path
+) -> None:
+    workplace, _ = trained
+    client = workplace.client
+
+    def runs() -> int:
+        return len(client.search_runs([one.experiment_id for one in client.search_experiments()]))
+
+    (tmp_path / "model.onnx").write_bytes(b"whatever")
+    client.create_registered_model("foreign")
+    client.create_model_version("foreign", str(tmp_path))
+    before = runs()
+    for address, said in (("rows-mlp/99", "version=99"), ("none/1", "none"), ("foreign/1", "no golden predictions")):
+        ended = workplace.run("--promote", f"models:/{address}", flow="verify")
+        assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+        assert ended.err.startswith(f"verify: models:/{address}")
+        assert said in ended.err
+    assert runs() == before
+    assert client.get_registered_model("foreign").aliases == {}
 
 
 @pytest.mark.parametrize(

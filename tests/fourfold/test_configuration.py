@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fourfold.configuration import TrainConfig
+from fourfold.configuration import CompareConfig, TrainConfig
 
 
 def test_the_defaults_are_the_exercise() -> None:
@@ -195,3 +195,8 @@ def test_the_registered_name_is_made_of_what_a_registry_admits(given: dict[str, 
 
 def test_the_title_tells_a_run_from_its_neighbours() -> None:
     assert TrainConfig(optimizer="Adam", lr=1e-3, data="a/b c.csv", model="m:Net").title == "Adam lr=0.001 b-c-Net"
+
+
+def test_the_winners_of_a_comparison_must_be_as_much_better_as_was_asked_for() -> None:
+    assert CompareConfig(min_improvement=0.02).training().min_improvement == 0.02
+    assert CompareConfig().training().min_improvement == 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fourfold.configuration import TrainConfig
+from fourfold.configuration import TrainConfig, VerifyConfig
 from fourfold.errors import DivergedError, FourfoldError, ParityError, RequestError
 from tasks import command_line
 from tasks.command_line import Request
@@ -98,6 +98,7 @@ GOOD_LINES: list[tuple[str, dict[str, Any]]] = [
     ("--at 4", {"at": ((4.0,),)}),
     ("--at -1.5", {"at": ((-1.5,),)}),
     ("--at 1.5,2 --at 3,4", {"at": ((1.5, 2.0), (3.0, 4.0))}),
+    ("--min-improvement 0.01", {"min_improvement": 0.01}),
     ("--register houses", {"registered_name": "houses"}),
     ("--no-register", {"no_register": True}),
 ]
@@ -115,6 +116,77 @@ def test_a_good_line_gives_its_options_and_leaves_the_others_at_their_defaults(
 
 def test_every_option_of_the_configuration_has_a_good_line() -> None:
     assert {name for _, expected in GOOD_LINES for name in expected} == set(TrainConfig.model_fields)
+    assert {name for _, expected, *_ in GOOD_LINES_OF_VERIFY for name in expected} == set(VerifyConfig.model_fields)
+
+
+def read_verify(line: str) -> Request[VerifyConfig]:
+    return command_line.read("verify", VerifyConfig, "Prove again.", line.split())
+
+
+# As above, and the model that is proved, the one that is promoted.
+GOOD_LINES_OF_VERIFY: list[tuple[str, dict[str, str], str, tuple[str, str] | None]] = [
+    ("--model models:/line@champion", {"model": "models:/line@champion"}, "models:/line@champion", None),
+    ("--model some/folder", {"model": "some/folder"}, "some/folder", None),
+    ("--promote models:/line/12", {"promote": "models:/line/12"}, "models:/line/12", ("line", "12")),
+    (
+        "--promote 3 --model models:/line@champion",
+        {"promote": "3", "model": "models:/line@champion"},
+        "models:/line/3",
+        ("line", "3"),
+    ),
+    (
+        "--model models:/line/7 --promote 3",
+        {"promote": "3", "model": "models:/line/7"},
+        "models:/line/3",
+        ("line", "3"),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected", "address", "promoted"), GOOD_LINES_OF_VERIFY, ids=[line for line, *_ in GOOD_LINES_OF_VERIFY]
+)
+def test_a_good_line_of_verify_names_a_model_and_what_becomes_of_it(
+    line: str, expected: dict[str, str], address: str, promoted: tuple[str, str] | None
+) -> None:
+    config = read_verify(line).config
+    assert config.model_dump(exclude_none=True) == expected
+    assert (config.address, config.promoted) == (address, promoted)
+    assert config.title == f"{'promote' if promoted else 'verify'} {address}"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "give --model, or --promote"),
+        ("--json", "give --model, or --promote"),
+        ("--promote 3", "--promote 3 needs --model models:/NAME@ALIAS or models:/NAME/VERSION beside it; none"),
+        (f"--promote 3 --model {'f' * 32}", f"beside it; {'f' * 32} was given"),
+        ("--promote 3 --model some/folder", "beside it; some/folder was given"),
+        ("--promote 3 --model models:/line", "beside it; models:/line was given"),
+        ("--promote models:/line/3 --model models:/line@champion", "leave --model models:/line@champion out"),
+        ("--promote models:/line@challenger", "'models:/line@challenger' was given; should be models:/NAME/VERSION"),
+        (f"--promote {'f' * 32}", f"'{'f' * 32}' was given; should be models:/NAME/VERSION"),
+        ("--promote some/folder", "'some/folder' was given; should be models:/NAME/VERSION"),
+        ("--promote 0 --model models:/line@champion", "'0' was given; should be"),
+        ("--promote -1 --model models:/line@champion", "'-1' was given; should be"),
+    ],
+)
+def test_a_wrong_line_of_verify_is_refused_in_one_line(
+    line: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read_verify(line)
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+def test_help_is_given_also_where_nothing_typed_is_a_wrong_request(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read_verify("--help")
+    assert ended.value.code == 0
+    assert "--promote" in capsys.readouterr().out
 
 
 def test_the_result_is_told_as_asked() -> None:
@@ -180,6 +252,9 @@ WRONG_LINES = [
     ("--scheduler-option step_size", "--scheduler-option", "'step_size'"),
     ("--at nan", "--at", "'nan'"),
     ("--at four", "--at", "'four'"),
+    ("--min-improvement -0.01", "--min-improvement", "'-0.01'"),
+    ("--min-improvement 1", "--min-improvement", "'1'"),
+    ("--min-improvement nan", "--min-improvement", "'nan'"),
     ("--register a/b", "--register", "'a/b'"),
     ("--register a:b", "--register", "'a:b'"),
     ("--no-register=perhaps", "--no-register", "perhaps"),

@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from fourfold.configuration import VerifyConfig
 from fourfold.onnx_file import ExportedModel, file_sha256
 from fourfold.parity import ParityReport
+from tasks.aliases import Promotion
 from tasks.find_model import FoundModel
 from tasks.prove_again import VerifyResult, prove
 
@@ -116,3 +117,27 @@ class TestResult:
     def test_a_run_that_only_began_has_the_same_keys(self) -> None:
         told = VerifyResult(VerifyConfig(model="models:/line@champion")).as_json()
         assert (told["status"], told["model"], told["parity"]) == ("running", None, None)
+        assert told["promotion"] is None
+
+    @pytest.mark.parametrize(
+        ("promotion", "status", "said"),
+        [
+            (
+                Promotion("line", "3", "1", "2026-11-27T12:00:00+00:00"),
+                "promoted",
+                "from version 3, now challenger, to",
+            ),
+            (Promotion("line", "1", "1", None), "verified", "version 1 of line, which was champion already"),
+        ],
+    )
+    def test_it_tells_from_which_version_to_which(self, promotion: Promotion, status: str, said: str) -> None:
+        result = VerifyResult(VerifyConfig(promote="models:/line/1"), promotion=promotion)
+        with result.followed():
+            pass
+        told = result.as_json()
+        assert told["status"] == status
+        assert told["promotion"] == {
+            "model": "line", "from": promotion.former, "to": "1", "time": promotion.time
+        }  # fmt: skip
+        assert said in result.rows()["champion"]
+        assert result.rows()["model"] == "models:/line/1"
