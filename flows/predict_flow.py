@@ -20,8 +20,7 @@ def predict_flow(config: PredictConfig) -> PredictResult:
     """Predict rows or points, write them, and compare them with the training's; each run is recorded in MLflow."""
     result = PredictResult(config)
     with result.recorded() as (record, folder):
-        ready = prepare(config)
-        result.found = ready.found
+        result.ready = ready = prepare(config)
         result.predicted = predict(ready, record, folder)
     return result
 

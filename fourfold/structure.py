@@ -74,11 +74,12 @@ def form_of(content: bytes) -> Form:
         model = onnx.load_model_from_string(content)
         about = {entry.key: entry.value for entry in model.metadata_props}
         kind = model.graph.input[0].type.tensor_type.elem_type
-        widths = [len(json.loads(about[key])) for key in ("features", "targets")]
-    except KeyError as error:
-        raise Refused("the file does not say which columns it takes; it was not made by fourfold") from error
     except Exception as error:  # protobuf raises its own, and onnx others
         raise Refused(f"the file cannot be read as ONNX: {first_line(error)}") from error
+    try:
+        widths = [len(json.loads(about[key])) for key in ("features", "targets")]
+    except (KeyError, ValueError, TypeError) as error:
+        raise Refused("the file does not say which columns it takes; it was not made by fourfold") from error
     return Form(widths[0], widths[1], _DTYPES.get(kind, f"type {kind}"))
 
 

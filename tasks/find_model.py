@@ -43,7 +43,7 @@ def find_model(address: str) -> FoundModel:
     found = locate(address)
     golden = found.path.with_name(GOLDEN)
     if found.golden_sha256 is None and not golden.is_file():
-        raise RequestError(f"{address}: there is no {GOLDEN} with it, so it cannot be proved again")
+        raise RequestError(f"{address}: no golden predictions were kept with it, so it cannot be proved again")
     return found
 
 

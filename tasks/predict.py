@@ -32,12 +32,14 @@ class Ready:
     """A request whose parts fit together.
 
     Attributes:
+        sha256: of the model file.
         file: of the rows, None where points are asked for.
         keep: columns to write beside the predictions.
         output: where to write, None for nowhere.
     """
 
     found: FoundModel
+    sha256: str
     scorer: Scorer
     file: TableFile | None
     points: np.ndarray
@@ -69,7 +71,7 @@ def prepare(config: PredictConfig) -> Ready:
     """
     output = _check_output(Path(config.output), config.overwrite) if config.output else None
     found = locate(config.model)
-    scorer = open_scorer(found, config.model)
+    scorer, sha256 = _open(found)
     file = open_table(Path(config.input), "--input") if config.input else None
     for row in config.at:
         if len(row) != len(scorer.features):
@@ -78,7 +80,7 @@ def prepare(config: PredictConfig) -> Ready:
                 f"{len(scorer.features)}: {listed(scorer.features)}"
             )
     keep = config.keep if file else scorer.features
-    ready = Ready(found, scorer, file, np.array(config.at), keep, output)
+    ready = Ready(found, sha256, scorer, file, np.array(config.at), keep, output)
     if file:
         _check_columns(file, scorer, keep)
         if next(_chunks(ready), None) is None:
@@ -86,18 +88,19 @@ def prepare(config: PredictConfig) -> Ready:
     return ready
 
 
-def open_scorer(found: FoundModel, address: str) -> Scorer:
-    """Load a model that is what it was registered as, and whose structure is sound."""
+def _open(found: FoundModel) -> tuple[Scorer, str]:
+    """Load a model that is what it was registered as, and whose structure is sound; gives its SHA-256 as well."""
     try:
         content = found.path.read_bytes()
-        if found.sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        sha256 = hashlib.sha256(content).hexdigest()
+        if found.sha256 not in (None, sha256):
             raise ParityError(f"{found.name} is not what was registered: its file has another SHA-256")
         read_model(content, form_of(content))
-        return Scorer(content)
+        return Scorer(content), sha256
     except OSError as error:
-        raise RequestError(f"--model {address} cannot be read: {error.strerror or error}") from error
+        raise RequestError(f"{found.name} cannot be read: {error.strerror or error}") from error
     except (Refused, InputError) as error:
-        raise RequestError(f"--model {address}: {error}") from error
+        raise RequestError(f"{found.name}: {error}") from error
 
 
 @step(name="predict")
@@ -254,7 +257,7 @@ def _record(ready: Ready, predicted: Predicted, record: RunRecord, folder: Path)
         {
             "model": found.name,
             "model.run_id": found.run_id,
-            "model.sha256": found.sha256 or hashlib.sha256(found.path.read_bytes()).hexdigest(),
+            "model.sha256": ready.sha256,
             "input": str(ready.file.path) if ready.file else None,
             "output": str(ready.output) if ready.output else None,
         }

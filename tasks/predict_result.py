@@ -6,8 +6,7 @@ from typing import Any
 from fourfold.configuration import PredictConfig
 from fourfold.profile import Drift
 from tasks import services
-from tasks.find_model import FoundModel
-from tasks.predict import Predicted
+from tasks.predict import Predicted, Ready
 from tasks.reporting import Table
 from tasks.results import FlowResult
 from tasks.tracking import json_ready, spell
@@ -27,7 +26,7 @@ class PredictResult(FlowResult):
 
     flow = "predict"
     config: PredictConfig
-    found: FoundModel | None = None
+    ready: Ready | None = None
     predicted: Predicted | None = None
 
     @property
@@ -37,23 +36,23 @@ class PredictResult(FlowResult):
 
     def as_json(self) -> dict[str, Any]:
         """The machine-readable result; null where the run did not come so far."""
-        found, predicted = self.found, self.predicted
+        ready, predicted = self.ready, self.predicted
         result = {
             **self.ids(),
             "seconds": round(self.seconds, 3),
-            "model": found and {"name": found.name, "path": str(found.path), "sha256": found.sha256},
+            "model": ready and {"name": ready.found.name, "path": str(ready.found.path), "sha256": ready.sha256},
             "rows": predicted and predicted.rows,
             "output": self.config.output if predicted else None,
             "predictions": [{"x": x, "y": y} for x, y in predicted.points] if predicted else [],
             "drift": predicted
             and {"inputs": list(map(vars, predicted.inputs)), "outputs": list(map(vars, predicted.outputs))},
         }
-        ready: dict[str, Any] = json_ready(result)
-        return ready
+        plain: dict[str, Any] = json_ready(result)
+        return plain
 
     def rows(self) -> dict[str, str]:
         """The result for a person, by name."""
-        rows = {"status": self.status, "model": self.found.name if self.found else self.config.model}
+        rows = {"status": self.status, "model": self.ready.found.name if self.ready else self.config.model}
         if self.predicted:
             for x, y in self.predicted.points[:MOST_POINTS_SHOWN]:
                 rows[f"y at {', '.join(map(spell, x))}"] = ", ".join(f"{value:.9g}" for value in y)

@@ -12,6 +12,17 @@ from mlflow import MlflowClient
 
 ROOT = Path(__file__).parents[1]
 SECONDS_TO_FINISH = 120
+# As sitecustomize.py in a folder on the path.
+WITHOUT_TORCH = """
+import importlib.abc, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ImportError("torch is not installed here")
+
+sys.meta_path.insert(0, Refuse())
+"""
 
 
 @dataclass(frozen=True)

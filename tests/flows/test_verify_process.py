@@ -5,18 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from workplaces import ROOT, Ended, Workplace, workplace_in
-
-WITHOUT_TORCH = """
-import importlib.abc, sys
-
-class Refuse(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "torch":
-            raise ImportError("torch is not installed here")
-
-sys.meta_path.insert(0, Refuse())
-"""
+from workplaces import ROOT, WITHOUT_TORCH, Ended, Workplace, workplace_in
 
 
 @pytest.fixture(scope="module")
