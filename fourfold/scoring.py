@@ -95,17 +95,19 @@ def _numbers(name: str, column: Any) -> np.ndarray:
     array = np.asarray(column)
     if array.dtype.kind == "O":
         missing = np.array([value is None or value != value or str(value) == "<NA>" for value in array], dtype=bool)
-        array = array.copy()
-        array[missing] = np.nan
-        wrong = {
-            type(value).__name__ for value in array if not isinstance(value, (bool, int, float, np.number, np.bool_))
-        }
+        there = array[~missing]
+        wrong = [value for value in there if not isinstance(value, (bool, int, float, np.number, np.bool_))]
         if wrong:
-            raise InputError(f"column {name!r} holds {', '.join(sorted(wrong))}; the model takes numbers")
-        array = array.astype(np.float64)
+            raise InputError(f"column {name!r} holds {_kind(np.asarray(wrong[0]))}; the model takes numbers")
+        array = np.full(len(array), np.nan)
+        array[~missing] = there
     if array.ndim != 1 or array.dtype.kind not in "biuf":
-        raise InputError(f"column {name!r} holds {array.dtype}; the model takes numbers")
+        raise InputError(f"column {name!r} holds {_kind(array)}; the model takes numbers")
     return array
+
+
+def _kind(array: np.ndarray) -> str:
+    return "text" if array.dtype.kind in "US" else str(array.dtype)
 
 
 class _PythonFunction:

@@ -19,7 +19,7 @@ from fourfold.scoring import InputError, Scorer
 
 @pytest.fixture(params=["float32", "float64"])
 def scorer(request: pytest.FixtureRequest, tmp_path: Path) -> Scorer:
-    """y = 2 a - b, and twice that."""
+    """Y = 2 a - b, and twice that."""
     return scorer_of(tmp_path, request.param)
 
 
@@ -61,8 +61,9 @@ def test_booleans_are_zero_and_one(scorer: Scorer) -> None:
     ("columns", "said"),
     [
         ({"a": [1.0]}, "column 'b' is missing; the model takes a, b"),
-        ({"a": ["1.0"], "b": [1.0]}, "column 'a' holds str; the model takes numbers"),
-        ({"a": np.array(["1.0"]), "b": [1.0]}, "column 'a' holds <U3; the model takes numbers"),
+        ({"a": ["1.0"], "b": [1.0]}, "column 'a' holds text; the model takes numbers"),
+        ({"a": pd.Series([1.0, "2"]), "b": [1.0, 2.0]}, "column 'a' holds text; the model takes numbers"),
+        ({"a": pd.Series(["1.0"], dtype="string"), "b": [1.0]}, "column 'a' holds text; the model takes numbers"),
         ({"a": [1.0], "b": [1j]}, "column 'b' holds complex128; the model takes numbers"),
         ({"a": np.array(["2026-01-01"], dtype="datetime64[D]"), "b": [1]}, "column 'a' holds datetime64"),
         ({"a": [[1.0]], "b": [1.0]}, "column 'a' holds"),
