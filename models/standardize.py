@@ -17,15 +17,23 @@ class Standardized(nn.Module):
     Args:
         core: (rows, features) to (rows, targets), both scaled.
         x_mean, x_deviation: (features,); y_mean, y_deviation: (targets,). No deviation may be 0.
+        x_rotation: (features, features), which takes scaled features to uncorrelated ones; None for none.
     """
 
     x_mean: Tensor
     x_deviation: Tensor
     y_mean: Tensor
     y_deviation: Tensor
+    x_rotation: Tensor | None
 
     def __init__(
-        self, core: nn.Module, x_mean: Tensor, x_deviation: Tensor, y_mean: Tensor, y_deviation: Tensor
+        self,
+        core: nn.Module,
+        x_mean: Tensor,
+        x_deviation: Tensor,
+        y_mean: Tensor,
+        y_deviation: Tensor,
+        x_rotation: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.core = core
@@ -33,20 +41,35 @@ class Standardized(nn.Module):
         self.register_buffer("x_deviation", x_deviation)
         self.register_buffer("y_mean", y_mean)
         self.register_buffer("y_deviation", y_deviation)
+        self.register_buffer("x_rotation", x_rotation)
 
     @classmethod
-    def to_rows(cls, core: nn.Module, x: Tensor, y: Tensor) -> Self:
-        """Scale by the moments of these rows, computed in float64; a constant column is only centred."""
-        moments = []
-        for values in (x, y):
-            deviation, mean = torch.std_mean(values.double(), dim=0, correction=0)
-            deviation[deviation == 0] = 1.0
-            moments += [mean.to(values.dtype), deviation.to(values.dtype)]
-        return cls(core, *moments)
+    def to_rows(
+        cls, core: nn.Module, x: Tensor, y: Tensor, *, centred: bool = True, decorrelated: bool = False
+    ) -> Self:
+        """Scale by the moments of these rows, computed in float64; a constant column is only centred.
+
+        Args:
+            core: see above.
+            x: (rows, features).
+            y: (rows, targets).
+            centred: whether columns lose their mean; else they are divided by their root mean square, so that zero
+                stays zero and a core without an intercept is a network without one.
+            decorrelated: whether the features are rotated as well.
+        """
+        (x_mean, x_deviation), (y_mean, y_deviation) = (_moments(values, centred) for values in (x, y))
+        rotation = None
+        if decorrelated:
+            scaled = (x.double() - x_mean) / x_deviation
+            rotation = whitening(scaled.T @ scaled / len(scaled)).to(x.dtype)
+        return cls(
+            core, x_mean.to(x.dtype), x_deviation.to(x.dtype), y_mean.to(y.dtype), y_deviation.to(y.dtype), rotation
+        )
 
     def scale_features(self, x: Tensor) -> Tensor:
         """Raw (rows, features) to what the core sees."""
-        return (x - self.x_mean) / self.x_deviation
+        scaled = (x - self.x_mean) / self.x_deviation
+        return scaled if self.x_rotation is None else scaled @ self.x_rotation
 
     def scale_targets(self, y: Tensor) -> Tensor:
         """Raw (rows, targets) to what the core predicts."""
@@ -60,6 +83,8 @@ class Standardized(nn.Module):
         """
         assert isinstance(self.core, LinearRegression), "only such a core has coefficients"
         y_deviation = self.y_deviation.double()
+        if self.x_rotation is not None:
+            weights = weights.double() @ self.x_rotation.double().T
         weights, intercepts = self.core.unscaled(weights, intercepts, self.x_mean, self.x_deviation)
         return weights * y_deviation[:, None], intercepts * y_deviation + self.y_mean.double()
 
@@ -67,3 +92,33 @@ class Standardized(nn.Module):
         """Predict raw (rows, targets) from raw (rows, features)."""
         prediction: Tensor = self.core(self.scale_features(x)) * self.y_deviation + self.y_mean
         return prediction
+
+
+def whitening(moments: Tensor) -> Tensor:
+    """The matrix R for which columns z become uncorrelated columns z R of mean square 1.
+
+    A direction in which the columns do not vary, but for the rounding of their moments, gets scale 0: what a linear
+    core learns then is the solution of least norm.
+
+    Args:
+        moments: (columns, columns) float64, the mean of z^T z over the rows; their correlations where z is
+            standardised.
+
+    Returns:
+        (columns, columns) float64, the direction of largest variance first.
+    """
+    variances, directions = torch.linalg.eigh(moments)
+    dropped = variances <= len(moments) * torch.finfo(moments.dtype).eps * variances[-1]
+    scales = torch.where(dropped, 0.0, variances.clamp(min=0).rsqrt())
+    rotation: Tensor = (directions * scales).flip(1)
+    return rotation.contiguous()
+
+
+def _moments(values: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each column, float64; without centring zero, and the root mean square."""
+    if centred:
+        deviation, mean = torch.std_mean(values.double(), dim=0, correction=0)
+    else:
+        deviation, mean = values.double().square().mean(dim=0).sqrt(), torch.zeros(values.shape[1]).double()
+    deviation[deviation == 0] = 1.0
+    return mean, deviation
