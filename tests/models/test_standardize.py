@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.linear import LinearRegression
-from models.standardize import Standardized
+from models.standardize import Standardized, whitening
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -102,3 +102,79 @@ def test_raw_coefficients_of_a_whole_curve_are_those_of_its_points() -> None:
         alone = network.raw_coefficients(weights[point], intercepts[point])
         assert torch.equal(together[0][point], alone[0])
         assert torch.equal(together[1][point], alone[1])
+
+
+class TestWithoutCentring:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_columns_are_divided_by_their_root_mean_square(self, dtype: torch.dtype) -> None:
+        x, y = rows(dtype)
+        network = Standardized.to_rows(LinearRegression(3, 2).to(dtype), x, y, centred=False)
+        for values, scale in ((x, network.scale_features), (y, network.scale_targets)):
+            expected = values.double().numpy() / np.sqrt((values.double().numpy() ** 2).mean(axis=0))
+            assert np.allclose(scale(values).double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=0)
+            assert torch.equal(scale(torch.zeros_like(values)), torch.zeros_like(values))
+
+    def test_a_column_of_zeros_stays_one(self) -> None:
+        x = torch.zeros(5, 1)
+        network = Standardized.to_rows(LinearRegression(), x, x + 3, centred=False)
+        assert torch.equal(network.scale_features(x), x)
+        assert torch.equal(network.scale_targets(x + 3), torch.ones(5, 1))
+
+
+def collinear(dtype: torch.dtype = torch.float64) -> Tensor:
+    """Two columns that differ by a hundredth, and one of its own, in units far apart."""
+    generator = torch.Generator().manual_seed(0)
+    own = torch.randn(200, 3, generator=generator, dtype=torch.float64)
+    columns = torch.stack([own[:, 0], own[:, 0] + 0.01 * own[:, 1], own[:, 2] - 2 * own[:, 1]], dim=1)
+    return (columns * torch.tensor([1e-3, 1.0, 1e4]) + torch.tensor([5.0, -3.0, 1e5])).to(dtype)
+
+
+class TestDecorrelated:
+    @pytest.mark.parametrize("centred", [True, False])
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_the_core_sees_uncorrelated_columns_of_mean_square_1(self, dtype: torch.dtype, centred: bool) -> None:
+        x = collinear(dtype)
+        network = Standardized.to_rows(LinearRegression(3).to(dtype), x, x[:, :1], centred=centred, decorrelated=True)
+        seen = network.scale_features(x).double().numpy()
+        assert network.x_rotation is not None
+        assert network.x_rotation.dtype == dtype
+        tolerance = 1e-9 if dtype is torch.float64 else 2e-2
+        assert np.allclose(seen.T @ seen / len(seen), np.eye(3), atol=tolerance)
+        if centred:
+            assert np.allclose(seen.mean(axis=0), 0, atol=5 * tolerance)  # the mean itself is rounded to the dtype
+
+    def test_columns_that_follow_from_others_add_no_direction(self) -> None:
+        x = collinear()
+        x = torch.cat([x, x[:, :1] - 2 * x[:, 1:2], torch.full((len(x), 1), 7.0)], dim=1)
+        network = Standardized.to_rows(LinearRegression(5).double(), x, x[:, :1], decorrelated=True)
+        seen = network.scale_features(x).numpy()
+        assert np.allclose(seen.T @ seen / len(seen), np.diag([1, 1, 1, 0, 0]), atol=1e-8)
+        assert (seen[:, 3:] == 0).all()
+
+    @pytest.mark.parametrize("centred", [True, False])
+    def test_raw_coefficients_are_those_of_the_whole_network(self, centred: bool) -> None:
+        x = collinear()
+        network = Standardized.to_rows(
+            LinearRegression(3, 2, intercept=centred).double(), x, x[:, :2], centred=centred, decorrelated=True
+        )
+        assert isinstance(network.core, LinearRegression)
+        bias = network.core.linear.bias if centred else torch.zeros(2)
+        weights, intercepts = network.raw_coefficients(network.core.linear.weight.detach(), bias.detach())
+        predicted = network(x).detach()
+        assert torch.allclose(x @ weights.T + intercepts, predicted, rtol=1e-8, atol=1e-8 * predicted.abs().max())
+        if not centred:
+            assert torch.equal(network(torch.zeros(1, 3).double()), torch.zeros(1, 2).double())
+
+    def test_only_where_asked_for_is_there_a_rotation(self) -> None:
+        network, x, y = scaled_to_rows()
+        moments = {"x_mean", "x_deviation", "y_mean", "y_deviation"}
+        assert {name for name in network.state_dict() if "core" not in name} == moments
+        rotated = Standardized.to_rows(network.core, x, y, decorrelated=True)
+        assert {name for name in rotated.state_dict() if "core" not in name} == {*moments, "x_rotation"}
+
+    @pytest.mark.parametrize("scale", [0.0, 1e-300, 1.0, 1e300])
+    def test_whitening_knows_no_units(self, scale: float) -> None:
+        moments = torch.tensor([[2.0, 1.0], [1.0, 2.0]]).double() * scale
+        found = whitening(moments)
+        expected = torch.eye(2).double() if scale else torch.zeros(2, 2).double()
+        assert torch.allclose(found.T @ moments @ found, expected)
