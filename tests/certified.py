@@ -1,7 +1,7 @@
 """Data whose best coefficients are certified, and exact arithmetic where they are not.
 
-From the Statistical Reference Datasets of NIST (https://www.itl.nist.gov/div898/strd/): certified in 500 digits of
-arithmetic, and rounded to those given. Norris comes with scipy, the rows of Longley with statsmodels.
+From the Statistical Reference Datasets of NIST (https://www.itl.nist.gov/div898/strd/). Norris comes with scipy, the
+rows of Longley with statsmodels.
 """
 
 import csv

@@ -232,6 +232,7 @@ class TestRows:
         rows = complete(dataset).rows()
         assert rows["status"] == "registered"
         assert rows["data"] == "made, 2 training rows and 1 held out"
+        assert rows["warning"] == "the columns are nearly dependent"
         assert rows["left out"] == "city (not numeric)"
         assert rows["optimizer"] == "SGD, lr 0.01, 1000 epochs, 1001 gradient evaluations"
         assert rows["loss"] == "0.125 (sse)"
