@@ -7,6 +7,10 @@ from torch import Tensor, nn
 
 from models.linear import LinearRegression
 
+# How many units of rounding a column may leave in the smallest variance of columns that follow from each other: 7 were
+# seen at 100,000 rows, and they grow with the root of the rows.
+ROUNDING_OF_MOMENTS = 100
+
 
 class Standardized(nn.Module):
     """A core network that sees features and targets with mean 0 and deviation 1.
@@ -61,7 +65,8 @@ class Standardized(nn.Module):
         rotation = None
         if decorrelated:
             scaled = (x.double() - x_mean) / x_deviation
-            rotation = whitening(scaled.T @ scaled / len(scaled)).to(x.dtype)
+            stored = torch.finfo(x.dtype).eps ** 2 * (1 + (x_mean / x_deviation) ** 2)
+            rotation = whitening(scaled.T @ scaled / len(scaled), stored).to(x.dtype)
         return cls(
             core, x_mean.to(x.dtype), x_deviation.to(x.dtype), y_mean.to(y.dtype), y_deviation.to(y.dtype), rotation
         )
@@ -94,21 +99,22 @@ class Standardized(nn.Module):
         return prediction
 
 
-def whitening(moments: Tensor) -> Tensor:
+def whitening(moments: Tensor, noise: Tensor) -> Tensor:
     """The matrix R for which columns z become uncorrelated columns z R of mean square 1.
 
-    A direction in which the columns do not vary, but for the rounding of their moments, gets scale 0: what a linear
-    core learns then is the solution of least norm.
+    A direction in which the columns do not vary, but for rounding, gets scale 0: what a linear core learns then is the
+    solution of least norm. Rounding is that of the rows as they are stored, and that of the moments themselves.
 
     Args:
-        moments: (columns, columns) float64, the mean of z^T z over the rows; their correlations where z is
-            standardised.
+        moments: (columns, columns) float64, the mean of z^T z over the rows: correlations, where z is standardised.
+        noise: (columns,) float64, the mean square of what rounding the rows to their dtype leaves in z.
 
     Returns:
         (columns, columns) float64, the direction of largest variance first.
     """
     variances, directions = torch.linalg.eigh(moments)
-    dropped = variances <= len(moments) * torch.finfo(moments.dtype).eps * variances[-1]
+    of_moments = ROUNDING_OF_MOMENTS * len(moments) * torch.finfo(moments.dtype).eps * variances[-1]
+    dropped = variances <= torch.maximum(directions.square().T @ noise, of_moments)
     scales = torch.where(dropped, 0.0, variances.clamp(min=0).rsqrt())
     rotation: Tensor = (directions * scales).flip(1)
     return rotation.contiguous()

@@ -151,6 +151,28 @@ class TestDecorrelated:
         assert np.allclose(seen.T @ seen / len(seen), np.diag([1, 1, 1, 0, 0]), atol=1e-8)
         assert (seen[:, 3:] == 0).all()
 
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("mean", [0.0, 30.0])
+    @pytest.mark.parametrize("count", [20, 1000, 100_000])
+    def test_columns_that_follow_but_for_rounding_are_dropped_whatever_the_dtype(
+        self, count: int, mean: float, dtype: torch.dtype
+    ) -> None:
+        """A variance of rounding alone must not be blown up to 1."""
+        for seed in range(5):
+            own = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + mean
+            x = torch.cat([own, own.sum(dim=1, keepdim=True) / 3, own[:, :1] * 0.7], dim=1).to(dtype)
+            network = Standardized.to_rows(LinearRegression(4).to(dtype), x, x[:, :1], decorrelated=True)
+            assert network.x_rotation is not None
+            assert network.x_rotation.any(dim=0).tolist() == [True, True, False, False]
+
+    @pytest.mark.parametrize(("dtype", "difference"), [(torch.float32, 1e-4), (torch.float64, 1e-6)])
+    def test_a_small_direction_of_its_own_is_kept(self, dtype: torch.dtype, difference: float) -> None:
+        a, b = torch.randn(2, 1000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        x = torch.cat([a, a + difference * b], dim=1).to(dtype)
+        network = Standardized.to_rows(LinearRegression(2).to(dtype), x, a.to(dtype), decorrelated=True)
+        deviation = network.scale_features(x).double().std(dim=0)
+        assert torch.allclose(deviation, torch.ones(2).double(), rtol=0.02)
+
     @pytest.mark.parametrize("centred", [True, False])
     def test_raw_coefficients_are_those_of_the_whole_network(self, centred: bool) -> None:
         x = collinear()
@@ -175,6 +197,6 @@ class TestDecorrelated:
     @pytest.mark.parametrize("scale", [0.0, 1e-300, 1.0, 1e300])
     def test_whitening_knows_no_units(self, scale: float) -> None:
         moments = torch.tensor([[2.0, 1.0], [1.0, 2.0]]).double() * scale
-        found = whitening(moments)
+        found = whitening(moments, torch.full((2,), scale * 1e-32, dtype=torch.float64))
         expected = torch.eye(2).double() if scale else torch.zeros(2, 2).double()
         assert torch.allclose(found.T @ moments @ found, expected)
