@@ -62,7 +62,7 @@ def condition_number(x: np.ndarray, *, intercept: bool = True) -> float:
         x: (rows, columns).
         intercept: whether there is one.
 
-    >>> condition_number(np.array([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]]), intercept=False).__round__(12)
+    >>> round(condition_number(np.array([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]]), intercept=False), 12)
     1.333333333333
     """
     design = np.column_stack([x, np.ones(len(x))] if intercept else [x]).astype(np.float64)
