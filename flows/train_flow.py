@@ -14,6 +14,7 @@ from prefect import flow
 from fourfold.errors import DivergedError, ParityError
 from fourfold.fitting import Outcome
 from tasks.build_model import build_model
+from tasks.conditioning import warn
 from tasks.evaluate import evaluate
 from tasks.export_onnx import export_onnx
 from tasks.make_data import make_data
@@ -39,6 +40,7 @@ def train_into(result: TrainResult, parent: RunRecord | None = None) -> TrainRes
         result.data = data = make_data(config)
         record.dataset(data)
         built = build_model(config, data)
+        result.warnings = warn(config, built, record)
         result.fit = fitted = train(config, built, record, folder)
         result.parameters = built.parameters(fitted.history)
         with drawing(built, data, fitted, record, folder) as result.picture:

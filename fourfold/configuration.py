@@ -121,8 +121,16 @@ class ProblemConfig(FlowConfig):
     standardize: Annotated[
         bool | None,
         DATA,
-        Field(description="scale features and target inside the network (default: for a file)"),
+        Field(
+            description="scale features and target inside the network (default: for a file, unless start values are "
+            "given)"
+        ),
     ] = None
+    decorrelate: Annotated[
+        bool,
+        Parameter(negative=(), group=DATA.group),
+        Field(description="rotate standardised features to uncorrelated ones inside the network (linear, mlp, yours)"),
+    ] = False
 
     model: Annotated[
         str,
@@ -136,6 +144,14 @@ class ProblemConfig(FlowConfig):
         MODEL,
         Field(description="what the polynomial is a sum of: powers, or Chebyshev polynomials on the training range"),
     ] = "power"
+    intercept: Annotated[
+        bool,
+        MODEL,
+        Field(
+            description="a constant term; --no-intercept leaves it out (linear, and polynomial of powers) and scales "
+            "without centring"
+        ),
+    ] = True
     hidden: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...],
         BeforeValidator(_split_commas),
@@ -227,6 +243,11 @@ class TrainConfig(ProblemConfig):
             "than 256 MiB)"
         ),
     ] = None
+    start: Annotated[
+        Assignments,
+        MODEL,
+        Field(description="first value of a parameter, inside any scaling, as b1=500 or weight=1,2; repeat it"),
+    ] = ()
     optimizer: Annotated[str, FIT, Field(min_length=1, description="any of torch.optim, in any letter case")] = "SGD"
     lr: Annotated[Finite, FIT, Field(gt=0, description="learning rate")] = 0.01
     option: Annotated[
@@ -272,6 +293,11 @@ class TrainConfig(ProblemConfig):
         Parameter(name="--no-register", negative=(), group=RESULT.group),
         Field(description="stop when the exported model is verified"),
     ] = False
+
+    @property
+    def standardizes(self) -> bool:
+        """Whether the network scales inside: start values are of parameters in the user's units, unless it is asked."""
+        return super().standardizes and not (self.standardize is None and self.start)
 
     @property
     def model_name(self) -> str:

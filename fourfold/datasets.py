@@ -74,6 +74,18 @@ class Dataset:
             return self.stream.profile
         return Profile.of(self.x.cpu().numpy()), Profile.of(self.y.cpu().numpy())
 
+    def covariance(self) -> Tensor:
+        """Of the training rows' features, (features, features) float64; a missing one stands at its mean."""
+        mean, total = (
+            torch.from_numpy(self.profile[0].mean),
+            torch.zeros(len(self.features), len(self.features)).double(),
+        )
+        for part, x, _ in self.chunks():
+            if part == TRAINING:
+                apart = (x.cpu().double() - mean).nan_to_num()
+                total += apart.T @ apart
+        return total / self.count[TRAINING]
+
     def chunks(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Every row once, with the part that it belongs to."""
         if self.stream:

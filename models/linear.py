@@ -6,6 +6,9 @@ from torch import Tensor, nn
 class LinearRegression(nn.Module):
     """y = x w^T + b, with w (targets, features) and b (targets,) as `torch.nn.Linear` draws and names them.
 
+    Args:
+        intercept: whether there is a b; without one it goes through the origin.
+
     Attributes:
         symbols: what the coefficients of one feature are called.
         constant: what the intercept is called.
@@ -14,9 +17,14 @@ class LinearRegression(nn.Module):
     symbols: tuple[str, ...] = ("w",)
     constant = "b"
 
-    def __init__(self, in_features: int = 1, out_features: int = 1) -> None:
+    def __init__(self, in_features: int = 1, out_features: int = 1, *, intercept: bool = True) -> None:
         super().__init__()
-        self.linear = nn.Linear(in_features, out_features)
+        self.linear = nn.Linear(in_features, out_features, bias=intercept)
+
+    @property
+    def has_intercept(self) -> bool:
+        """Whether there is a b."""
+        return self.linear.bias is not None
 
     def columns(self, x: Tensor) -> Tensor:
         """What the coefficients multiply, (rows, columns), from (rows, features)."""

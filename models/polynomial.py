@@ -13,10 +13,11 @@ class Polynomial(LinearRegression):
 
     Args:
         degree: n, at least 1.
+        intercept: whether there is a c0.
     """
 
-    def __init__(self, in_features: int = 1, out_features: int = 1, degree: int = 3) -> None:
-        super().__init__(in_features * degree, out_features)
+    def __init__(self, in_features: int = 1, out_features: int = 1, degree: int = 3, *, intercept: bool = True) -> None:
+        super().__init__(in_features * degree, out_features, intercept=intercept)
         self.degree = degree
         self.symbols = tuple(f"c{order}" for order in range(1, degree + 1))
         self.constant = "c0"

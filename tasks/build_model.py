@@ -5,6 +5,7 @@ import importlib
 import inspect
 import random
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
 from fourfold.errors import RequestError, first_line
 from fourfold.fitting import Batches, History, StreamedBatches
-from fourfold.least_squares import LeastSquares, least_squares
+from fourfold.least_squares import LeastSquares, condition_number, least_squares
 from fourfold.streams import TRAINING, Stream
 from models.dynamic import DynamicPolynomial
 from models.filled import Filled
@@ -69,14 +70,13 @@ class BuiltModel:
     def is_line(self) -> bool:
         """Whether it is y = w x + b."""
         one_each = len(self.features) == len(self.targets) == 1
-        return one_each and isinstance(self.core, LinearRegression) and self.core.symbols == ("w",)
+        core = self.core
+        return one_each and isinstance(core, LinearRegression) and core.symbols == ("w",) and core.has_intercept
 
     def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weights (targets, columns) and intercepts (targets,) now, float64, in the user's units."""
+        """Weights (targets, columns) and intercepts (targets,) now, float64, in the user's units; without a b 0."""
         assert isinstance(self.core, LinearRegression), "only a linear network has them"
-        weights, intercepts = self.core.linear.weight.detach(), self.core.linear.bias.detach()
-        w, b = self.in_raw_units(weights.cpu().double(), intercepts.cpu().double())
-        return w.numpy(), b.numpy()
+        return self.flat_in_raw_units(torch.cat([p.detach().cpu().double().flatten() for p in self.core.parameters()]))
 
     def curves(self, history: History) -> dict[str, np.ndarray]:
         """The parameters' curves by name: w and b in the user's units, or each parameter of another network."""
@@ -96,10 +96,25 @@ class BuiltModel:
 
     def flat_in_raw_units(self, values: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The same from flat parameters, (..., parameters), as they stand in the core."""
-        targets = len(self.targets)
-        weights = values[..., :-targets].reshape(*values.shape[:-1], targets, -1)
-        w, b = self.in_raw_units(weights, values[..., -targets:])
+        assert isinstance(self.core, LinearRegression), "only a linear network has them"
+        targets, weights = len(self.targets), self.core.linear.weight
+        flat, intercepts = values[..., : weights.numel()], values[..., weights.numel() :]
+        if not self.core.has_intercept:
+            intercepts = values.new_zeros(*values.shape[:-1], targets)
+        w, b = self.in_raw_units(flat.reshape(*values.shape[:-1], *weights.shape), intercepts)
         return w.numpy(), b.numpy()
+
+    def condition_number(self) -> float:
+        """Of the columns that the core's coefficients multiply, as it sees them, that of the intercept included.
+
+        Directions that decorrelating has dropped do not count: no coefficient depends on them.
+        """
+        assert isinstance(self.core, LinearRegression), "only a linear network has such columns"
+        columns = self.core.columns(self.x).cpu().double().numpy()
+        scaling = scaling_of(self.network)
+        if scaling and scaling.x_rotation is not None:
+            columns = columns[:, scaling.x_rotation.any(dim=0).cpu().numpy()]
+        return condition_number(columns, intercept=self.core.has_intercept)
 
     def exact(self, data: Dataset) -> LeastSquares:
         """What least squares gives for the training rows, in the user's units.
@@ -111,7 +126,7 @@ class BuiltModel:
         assert isinstance(core, LinearRegression), "others have no such answer"
         x, y = as_seen(network, data.x.double(), data.y.double())
         columns = core.columns(x)
-        solved = least_squares(columns.numpy(), y.numpy())
+        solved = least_squares(columns.numpy(), y.numpy(), intercept=core.has_intercept)
         weights, intercepts = torch.from_numpy(solved.weights), torch.from_numpy(solved.intercepts)
         left = y - (columns @ weights.T + intercepts)
         if scaling:
@@ -122,7 +137,8 @@ class BuiltModel:
     def named(self, w: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
         """Coefficients (..., targets, columns) and (..., targets) by name: `w` and `b`, `w/area`, `c2/price/area`."""
         assert isinstance(self.core, LinearRegression), "only a linear network has them"
-        return named_coefficients(w, b, self.features, self.targets, self.core.symbols, self.core.constant)
+        constant = self.core.constant if self.core.has_intercept else None
+        return named_coefficients(w, b, self.features, self.targets, self.core.symbols, constant)
 
 
 def named_coefficients(
@@ -131,9 +147,9 @@ def named_coefficients(
     features: tuple[str, ...],
     targets: tuple[str, ...],
     symbols: tuple[str, ...],
-    constant: str,
+    constant: str | None,
 ) -> dict[str, np.ndarray]:
-    """Take w (..., targets, features * symbols) and b (..., targets) apart."""
+    """Take w (..., targets, features * symbols) and b (..., targets) apart; without a name for it b is left out."""
 
     def name(symbol: str, *parts: str) -> str:
         return "/".join((symbol, *(part for part in parts if part)))
@@ -146,11 +162,13 @@ def named_coefficients(
         for j, feature in enumerate(feature_names)
         for k, symbol in enumerate(symbols)
     }
-    return named | {name(constant, target): b[..., i] for i, target in enumerate(target_names)}
+    intercepts = {name(constant, target): b[..., i] for i, target in enumerate(target_names)} if constant else {}
+    return named | intercepts
 
 
 def build(config: TrainConfig, data: Dataset) -> BuiltModel:
     """Make the network whose first weights the seed decides; raises RequestError where it cannot be made."""
+    _check_options(config)
     device = _device(config)
     torch.manual_seed(config.seed)
     random.seed(config.seed)  # for networks of the user's own that draw from it
@@ -158,8 +176,11 @@ def build(config: TrainConfig, data: Dataset) -> BuiltModel:
     core = _core(config, len(data.features), len(data.targets)).to(data.x.dtype)
     network = core
     if config.standardizes:
-        moments = (moment for one in data.profile for moment in (one.mean, one.deviation))
-        network = Standardized.to_moments(core, *map(torch.from_numpy, moments))
+        moments = (torch.from_numpy(moment) for one in data.profile for moment in (one.mean, one.deviation))
+        covariance = data.covariance() if config.decorrelate else None
+        network = Standardized.to_moments(
+            core, *moments, dtype=data.x.dtype, centred=config.intercept, x_covariance=covariance
+        )
     if data.missing == "mean":
         network = Filled(network, torch.from_numpy(data.profile[0].mean).to(data.x.dtype))
     network.to(device)
@@ -168,6 +189,7 @@ def build(config: TrainConfig, data: Dataset) -> BuiltModel:
         ends = np.stack([data.profile[0].low, data.profile[0].high])
         core.set_range(as_seen(network, torch.from_numpy(ends).to(x), y[:2])[0])
     _check_shape(core, x, y, config.model)
+    set_start(core, config.start)  # last, when a lazy network has its parameters
     return BuiltModel(network, core, x, y, data.features, data.targets, data.stream)
 
 
@@ -198,15 +220,77 @@ def build_model(config: TrainConfig, data: Dataset) -> BuiltModel:
     return build(config, data)
 
 
+def set_start(network: nn.Module, assignments: Sequence[str]) -> None:
+    """Give parameters the values of `b1=500` or `linear.weight=1,2`: one for all elements, or each in row-major order.
+
+    Raises:
+        RequestError: no parameter, or several, of that name, one that was given twice, or values that do not fit.
+    """
+    parameters = dict(network.named_parameters())
+    given: set[str] = set()
+    for text in assignments:
+        name, _, values = text.partition("=")
+        matched = [name] if name in parameters else [one for one in parameters if one.rpartition(".")[2] == name]
+        if len(matched) != 1:
+            fault = f"could be {' or '.join(matched)}" if matched else "is no parameter of this model"
+            raise RequestError(
+                f"--start {text}: {name} {fault}; there are {', '.join(map(_described, parameters.items()))}"
+            )
+        (found,) = matched
+        if found in given:
+            raise RequestError(f"--start {text}: {found} is given twice; once is enough")
+        given.add(found)
+        parameter = parameters[found]
+        try:
+            numbers = torch.tensor([float(value) for value in values.split(",")], dtype=torch.float64)
+        except ValueError:
+            raise RequestError(f"--start {text}: {values!r} is not a number, or several separated by commas") from None
+        if not numbers.to(parameter.dtype).isfinite().all():
+            raise RequestError(f"--start {text}: each value must be a finite number in {parameter.dtype}")
+        if len(numbers) not in (1, parameter.numel()):
+            raise RequestError(
+                f"--start {text}: {len(numbers)} values for {_described((found, parameter))}; give one for all, or "
+                f"{parameter.numel()}"
+            )
+        with torch.no_grad():
+            parameter.copy_((numbers if len(numbers) > 1 else numbers.expand(parameter.numel())).view(parameter.shape))
+
+
+def _described(named: tuple[str, nn.Parameter]) -> str:
+    name, parameter = named
+    return f"{name} {tuple(parameter.shape)}" if parameter.dim() else name
+
+
+def _check_options(config: TrainConfig) -> None:
+    """Refuse what cannot be asked for together."""
+    is_powers = config.model == "polynomial" and config.basis == "power"
+    if not config.intercept and config.model != "linear" and not is_powers:
+        basis = " --basis chebyshev" if config.model == "polynomial" else ""
+        raise RequestError(
+            f"--no-intercept is for --model linear, and for --model polynomial with --basis power; --model "
+            f"{config.model}{basis} was given"
+        )
+    if config.decorrelate and config.model in ("polynomial", "legendre", "dynamic"):
+        raise RequestError(
+            f"--decorrelate is for models of several features; --model {config.model} takes functions of each one "
+            "alone: leave it out, or take --basis chebyshev for a polynomial"
+        )
+    if config.decorrelate and not config.standardizes:
+        raise RequestError(
+            "--decorrelate rotates standardised features, and nothing is standardised; add --standardize"
+        )
+
+
 def _core(config: TrainConfig, in_features: int, out_features: int) -> nn.Module:
     match config.model:
         case "linear":
-            return LinearRegression(in_features, out_features)
+            return LinearRegression(in_features, out_features, intercept=config.intercept)
         case "mlp":
             return MultilayerPerceptron(in_features, out_features, config.hidden, config.activation)
         case "polynomial":
-            made = ChebyshevPolynomial if config.basis == "chebyshev" else Polynomial
-            return made(in_features, out_features, config.degree)
+            if config.basis == "chebyshev":
+                return ChebyshevPolynomial(in_features, out_features, config.degree)
+            return Polynomial(in_features, out_features, config.degree, intercept=config.intercept)
         case "legendre" | "dynamic":
             if (in_features, out_features) != (1, 1):
                 raise RequestError(

@@ -14,7 +14,7 @@ from fourfold.datasets import Dataset
 from fourfold.errors import RequestError
 from fourfold.fitting import batches_an_epoch, loss_of_the_mean, try_out
 from fourfold.least_squares import least_squares
-from fourfold.losses import is_squared, is_sum
+from fourfold.losses import LOSSES, is_squared, is_sum
 from fourfold.population import Members, Problem, Start, train_population, why_not_stacked
 from models.linear import LinearRegression
 from tasks.build_model import BuiltModel, as_seen, build
@@ -155,9 +155,13 @@ def _goal(config: CompareConfig, built: BuiltModel) -> float:
     """The loss that is to be reached, in the units in which the core is trained."""
     if config.target_loss is not None:
         return config.target_loss
+    # The constant prediction that the model can make: its mean, or zero where it goes through the origin.
     constant = loss_of_the_mean(built.y, config.loss_name)
+    if not config.intercept:
+        constant = float(LOSSES[config.loss_name](torch.zeros_like(built.y), built.y))
     if not isinstance(built.core, LinearRegression) or not is_squared(config.loss_name):
         return SHARE_LEFT_OTHERS * constant
-    left = least_squares(built.core.columns(built.x).numpy(), built.y.numpy()).sum_of_squares
+    columns = built.core.columns(built.x).numpy()
+    left = least_squares(columns, built.y.numpy(), intercept=config.intercept).sum_of_squares
     lowest = left if is_sum(config.loss_name) else left / built.y.numel()
     return lowest + SHARE_LEFT_LINEAR * (constant - lowest)

@@ -23,12 +23,14 @@ class TrainResult(FlowResult):
 
     Attributes:
         status: running, registered, completed (not to be registered), rejected, diverged or failed.
+        warnings: what a person should know before trusting the numbers, a sentence each.
         parameters: the trained ones by name (`BuiltModel.curves` names them), in the user's units.
     """
 
     flow = "train"
     config: TrainConfig
     data: Dataset | None = None
+    warnings: tuple[str, ...] = ()
     fit: FitResult | None = None
     parameters: dict[str, float] = field(default_factory=dict)
     evaluation: Evaluation | None = None
@@ -45,6 +47,7 @@ class TrainResult(FlowResult):
         fit, evaluation, registered = self.fit, self.evaluation, self.registered
         result = {
             **self.ids(),
+            "warnings": list(self.warnings),
             "optimizer": self.config.optimizer,
             "epochs": fit and fit.epochs,
             "gradient_evaluations": fit and fit.gradient_evaluations,
@@ -64,6 +67,8 @@ class TrainResult(FlowResult):
         """The same for a person."""
         config, evaluation, parity = self.config, self.evaluation, self.parity
         rows = {"status": self.status}
+        if self.warnings:
+            rows["warning"] = "; ".join(self.warnings)
         if self.data:
             count = self.data.count
             held_out = f" and {count[HELD_OUT]} held out" if count[HELD_OUT] else ""

@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from rescaled import rescaled
 from torch import Tensor, nn
 
 from fourfold.gate import expect
@@ -30,7 +31,6 @@ from fourfold.onnx_file import BATCH, INPUT, OUTPUT, ExportedModel
 from fourfold.parity import Expectation
 from models.linear import LinearRegression
 from models.mlp import MultilayerPerceptron
-from models.standardize import Standardized
 
 ROWS, FEATURES = 24, 3
 SLIGHTLY = 1 + 1e-5
@@ -92,7 +92,7 @@ class Subject:
         if not self.standardized:
             return core
         targets = 1e5 + 1e4 * torch.sin(self.rows[:, : 2 if self.activation else 1])
-        return Standardized.to_rows(core, self.rows, targets)
+        return rescaled(core, self.rows, targets)
 
     @cached_property
     def inputs(self) -> Range:

@@ -1,21 +1,69 @@
 """What the documents show is what the code does."""
 
 import importlib.util
+import json
+import os
 import re
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
+from string import Template
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from certified import DAN_WOOD, MISRA1A, longley, norris
 from workplaces import ROOT
 
 from fourfold.configuration import EIGHT
 
 README = (ROOT / "README.md").read_text()
+ACCURACY = (ROOT / "docs" / "accuracy.md").read_text()
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 SHOWN = ("levels", "legendre", "dynamic")
+
+
+def test_the_digits_of_certified_coefficients_are_those_of_the_commands_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines of Python write the rows, and each command is run as it stands, up to the fit."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (snippet,) = re.findall(r"```python\n(.*?)\n```", ACCURACY, flags=re.DOTALL)
+    exec(snippet, {})
+    variables = dict(re.findall(r'^    ([A-Z]+)="(.*)"$', ACCURACY, flags=re.MULTILINE))
+    (table,) = re.findall(r"<!-- commands:.*?-->\n(.*?)\n<!-- end of commands -->", ACCURACY, flags=re.DOTALL)
+    expected = {"Norris": norris(), "Longley": longley(), "DanWood": DAN_WOOD, "Misra1a": MISRA1A}
+    commands = re.findall(r"\| (\d+) \| (\w+).*? \| `(.*?)` \|", table)
+    assert len(commands) == len(table.splitlines()) - 2
+    for _ in variables:  # they name each other
+        commands = [(digits, name, Template(line).substitute(variables)) for digits, name, line in commands]
+    found = subprocess.run(
+        [sys.executable, "-c", FITS], input="\n".join(line for *_, line in commands),
+        capture_output=True, text=True, check=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ).stdout.splitlines()  # fmt: skip
+    for (digits, name, line), values in zip(commands, found, strict=True):
+        error = np.abs(np.array(json.loads(values)) / expected[name].coefficients - 1).max()
+        assert -np.log10(error) > int(digits), line
+
+
+FITS = """
+import json, shlex, sys
+from fourfold.configuration import TrainConfig
+from fourfold.fitting import fit
+from tasks import command_line
+from tasks.build_model import build
+from tasks.make_data import load
+from tasks.train import fit_config
+for line in sys.stdin:
+    config = command_line.read("train", TrainConfig, "", shlex.split(line)).config
+    built = build(config, load(config))
+    history = fit(built.core, built.x, built.y, fit_config(config)).history
+    print(json.dumps(list(built.parameters(history).values())))
+"""
 
 
 def epochs() -> ModuleType:

@@ -130,6 +130,29 @@ def test_a_fit_that_diverges_exits_1_and_says_so(workplace: Workplace) -> None:
     assert "try a smaller --lr" in ended.err
 
 
+def test_columns_that_the_dtype_cannot_resolve_are_told_everywhere(workplace: Workplace) -> None:
+    """And a line through the origin, from start values, decorrelated, goes all the way."""
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(2, 50))
+    table = pa.table({"a": a, "b": a + 1e-5 * b, "y": 2 * a + 1})
+    pa.csv.write_csv(table, workplace.folder / "rows.csv")
+    line = ("--data", "rows.csv", "--target", "y", "--no-intercept", "--no-register", "--json", "--epochs", "50")
+    plain = workplace.run(*line)
+    assert plain.code == 0, plain.err
+    (warning,) = plain.result["warnings"]
+    assert "--decorrelate" in warning
+    assert re.search(r"warning\s+the fitted columns have condition number", plain.err)
+    assert workplace.client.get_run(plain.result["run_id"]).data.tags["warning"] == warning
+    mended = workplace.run(*line, "--decorrelate", "--standardize", "--start", "weight=0,0.5")
+    assert mended.code == 0, mended.err
+    assert mended.result["warnings"] == []
+    assert mended.result["parity"]["verdict"] == "passed"
+    run = workplace.client.get_run(mended.result["run_id"]).data
+    assert "warning" not in run.tags
+    recorded = {name: run.params[name] for name in ("intercept", "decorrelate", "start")}
+    assert recorded == {"intercept": "False", "decorrelate": "True", "start": "weight=0,0.5"}
+
+
 def test_the_same_request_gives_the_same_bits(workplace: Workplace) -> None:
     """Weights, curve and model file, but for the ids of the run; and a tie leaves the champion in its place."""
     random = np.random.default_rng(0)

@@ -50,6 +50,14 @@ def test_what_is_given_wins_over_the_default(data: str) -> None:
     assert config.held_out_fraction == 0.5
 
 
+@pytest.mark.parametrize(("standardize", "standardizes"), [(None, False), (True, True), (False, False)])
+def test_start_values_are_in_the_users_units_unless_scaling_is_asked_for(
+    standardize: bool | None, standardizes: bool
+) -> None:
+    config = TrainConfig(data="houses.csv", start=("b=1",), standardize=standardize)
+    assert config.standardizes is standardizes
+
+
 def test_zero_and_false_are_given_and_not_missing() -> None:
     config = TrainConfig(data="houses.csv", standardize=False, test_fraction=0)
     assert config.standardizes is False

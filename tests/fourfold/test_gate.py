@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import helper, numpy_helper
+from rescaled import rescaled
 from torch import Tensor, nn
 
 import fourfold.parity
@@ -21,7 +22,6 @@ from fourfold.onnx_file import ExportedModel, file_sha256
 from fourfold.parity import Expectation, ParityReport
 from models.linear import LinearRegression
 from models.mlp import ACTIVATIONS, MultilayerPerceptron
-from models.standardize import Standardized
 
 CORES: dict[str, Callable[[], nn.Module]] = {"linear": lambda: LinearRegression(3)} | {
     f"mlp with {name}": lambda name=name: MultilayerPerceptron(3, 1, (8,), name)  # type: ignore[misc]
@@ -107,7 +107,7 @@ def test_every_network_of_ours_passes(core: str, standardized: bool, dtype: torc
     network = CORES[core]().to(dtype)
     if standardized:
         x = 50 + 20 * x
-        network = Standardized.to_rows(network, x, 1e5 + 1e4 * torch.sin(x[:, :1]))
+        network = rescaled(network, x, 1e5 + 1e4 * torch.sin(x[:, :1]))
     report = judge(network, x, tmp_path)
     assert report.passed, report.reason
     assert (report.reason, report.notes) == ("", ())

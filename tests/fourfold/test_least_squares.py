@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fourfold.least_squares import LeastSquares, least_squares
+from fourfold.least_squares import LeastSquares, condition_number, least_squares
 
 
 def scattered(rows: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -68,3 +68,31 @@ def test_the_distance_is_euclidean_over_weights_and_intercepts() -> None:
     fit = LeastSquares(np.array([[1.0, 2.0]]), np.array([3.0]), 0.0)
     assert fit.distance(np.array([[1.0 + 2, 2.0 - 3]]), np.array([3.0 + 6])) == pytest.approx(7.0)
     assert fit.distance(fit.weights, fit.intercepts) == 0.0
+
+
+@pytest.mark.parametrize(("features", "targets"), [(1, 1), (3, 2)])
+def test_through_the_origin_it_is_what_numpy_finds(features: int, targets: int) -> None:
+    x, y = scattered(40, features) + 3, scattered(40, targets, seed=1) + 20
+    expected, left, *_ = np.linalg.lstsq(x, y, rcond=None)
+    fit = least_squares(x, y, intercept=False)
+    assert fit.weights == pytest.approx(expected.T, rel=1e-12)
+    assert fit.intercepts.tolist() == [0.0] * targets
+    assert fit.sum_of_squares == pytest.approx(left.sum(), rel=1e-12)
+
+
+def test_through_the_origin_a_constant_column_is_a_column() -> None:
+    x = np.full((5, 1), 4.0)
+    assert least_squares(x, 3 * x, intercept=False).weights == pytest.approx(np.array([[3.0]]), rel=1e-14)
+
+
+def test_the_condition_number_is_numpys_own() -> None:
+    x = scattered(30, 3) * [1, 1e-3, 10] + [0, 0, 5]
+    assert condition_number(x, intercept=False) == pytest.approx(np.linalg.cond(x), rel=1e-12)
+    with_ones = np.column_stack([x, np.ones(30)])
+    assert condition_number(x) == pytest.approx(np.linalg.cond(with_ones), rel=1e-12)
+
+
+def test_the_condition_number_is_infinite_where_coefficients_are_not_decided() -> None:
+    assert condition_number(np.zeros((5, 1))) == np.inf
+    assert condition_number(scattered(3, 3)) == np.inf
+    assert condition_number(scattered(3, 3), intercept=False) < np.inf

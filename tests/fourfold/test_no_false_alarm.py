@@ -7,13 +7,13 @@ from typing import Self, TypeVar
 
 import pytest
 import torch
+from rescaled import rescaled
 from torch import Tensor, nn
 
 from fourfold.gate import expect, verify
 from fourfold.onnx_export import export
 from models.linear import LinearRegression
 from models.mlp import ACTIVATIONS, MultilayerPerceptron
-from models.standardize import Standardized
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class Drawn:
         network = core
         if standardized:
             y = 10.0 ** _any((-3, 0, 5)) * (_any((0, 1, 30)) + torch.randn(len(x), targets, dtype=torch.float64))
-            network = Standardized.to_rows(core, rows, y.to(dtype))
+            network = rescaled(core, rows, y.to(dtype))
         says = (
             f"{features} -> {hidden} -> {targets} {activation}, {dtype}, {'standardized' if standardized else 'raw'}, "
             f"weights times {weight_scale:g}, {len(x)} rows at {row_scale:g} * ({row_offset:g} +- 1)"

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from rescaled import rescaled
 from torch import Tensor, nn
 
 from fourfold.errors import ExportError
@@ -29,7 +30,7 @@ def made() -> tuple[Standardized, Tensor]:
     """A network of three features and two targets that scales inside, and rows to trace with."""
     torch.manual_seed(0)
     x, y = 10 + 3 * torch.randn(7, 3), 1000 + 100 * torch.randn(7, 2)
-    return Standardized.to_rows(MultilayerPerceptron(3, 2, (4,)), x, y), x
+    return rescaled(MultilayerPerceptron(3, 2, (4,)), x, y), x
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def folded_by_optimizers() -> list[nn.Module]:
         nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)),
         nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 1)),
         nn.Sequential(weighted, nn.Linear(4, 1)),
-        Standardized.to_rows(MultilayerPerceptron(3, 1, (4,)), torch.randn(7, 3), torch.randn(7, 1)),
+        rescaled(MultilayerPerceptron(3, 1, (4,)), torch.randn(7, 3), torch.randn(7, 1)),
     ]
 
 

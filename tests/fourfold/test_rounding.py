@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from rescaled import rescaled
 from torch import Tensor, nn
 
 from fourfold.rounding import Truth, evaluate_exactly, sum_of_products
@@ -83,7 +84,7 @@ def networks(dtype: torch.dtype) -> Iterator[tuple[str, nn.Module, Tensor]]:
                     for weight in network.parameters():
                         weight.div_(3)  # so that a float64 weight has no short float32 one in it
                 if standardized:
-                    network = Standardized.to_rows(network, x, 1e5 + 1e4 * torch.sin(x[:, :1]).repeat(1, 2))
+                    network = rescaled(network, x, 1e5 + 1e4 * torch.sin(x[:, :1]).repeat(1, 2))
                 yield f"{core} of {features}, {'standardised' if standardized else 'raw'}", network, x
 
 

@@ -28,3 +28,10 @@ def test_it_predicts_eight_at_four_on_the_exercises_line() -> None:
     network = LinearRegression()
     network.load_state_dict({"linear.weight": torch.tensor([[2.0]]), "linear.bias": torch.tensor([0.0])})
     assert network(torch.tensor([[4.0]])).tolist() == [[8.0]]
+
+
+def test_without_an_intercept_it_goes_through_the_origin() -> None:
+    network = LinearRegression(3, 2, intercept=False)
+    assert [name for name, _ in network.named_parameters()] == ["linear.weight"]
+    assert torch.equal(network(torch.zeros(1, 3)), torch.zeros(1, 2))
+    assert (network.has_intercept, LinearRegression().has_intercept) == (False, True)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from numpy.polynomial import Chebyshev
 from numpy.polynomial import Polynomial as Powers
+from rescaled import rescaled
 
 from models.polynomial import ChebyshevPolynomial, Polynomial
-from models.standardize import Standardized
 
 
 def rows(features: int = 1) -> torch.Tensor:
@@ -57,7 +57,7 @@ def test_raw_coefficients_are_those_of_the_whole_network(kind: type[Polynomial])
     x = rows(2) * torch.tensor([1.0, 100.0]) + 5
     y = torch.randn(40, 2).double() * 30 + 4
     core = kind(2, 2, degree=4).double()
-    network = Standardized.to_rows(core, x, y)
+    network = rescaled(core, x, y)
     reference = kind(2, 2, degree=4).double()
     if isinstance(core, ChebyshevPolynomial) and isinstance(reference, ChebyshevPolynomial):
         core.set_range(network.scale_features(x))
@@ -67,3 +67,14 @@ def test_raw_coefficients_are_those_of_the_whole_network(kind: type[Polynomial])
         reference.linear.weight.copy_(weights)
         reference.linear.bias.copy_(intercepts)
         torch.testing.assert_close(reference(x), network(x), rtol=1e-8, atol=1e-8)
+
+
+def test_without_an_intercept_it_goes_through_the_origin_in_any_units() -> None:
+    x = torch.randn(20, 2, dtype=torch.float64) * 3 + 5
+    core = Polynomial(2, 1, degree=3, intercept=False).double()
+    network = rescaled(core, x, x[:, :1] ** 2, centred=False)
+    assert torch.equal(network(torch.zeros(1, 2).double()), torch.zeros(1, 1).double())
+    weights, intercepts = network.raw_coefficients(core.linear.weight.detach(), torch.zeros(1))
+    assert intercepts.tolist() == [0.0]
+    expected = core.columns(x) @ weights.T
+    assert torch.allclose(network(x), expected, rtol=1e-12)

@@ -290,6 +290,202 @@ class Cubic(nn.Module):
 """
 
 
+class TestWithoutAnIntercept:
+    @pytest.mark.parametrize("standardize", [False, True])
+    @pytest.mark.parametrize(("features", "targets"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+    @pytest.mark.parametrize(("dtype", "digits"), [(torch.float32, 1e-3), (torch.float64, 1e-8)])
+    def test_it_is_trained_to_what_numpy_finds(
+        self, dtype: torch.dtype, digits: float, features: int, targets: int, standardize: bool, dataset: MakeDataset
+    ) -> None:
+        random = np.random.default_rng(3)
+        data = dataset(random.normal(size=(60, features)) + 2, random.normal(size=(60, targets)) - 7, dtype=dtype)
+        expected = np.linalg.lstsq(data.x.double().numpy(), data.y.double().numpy(), rcond=None)[0].T
+        config = TrainConfig(
+            intercept=False, standardize=standardize, dtype=str(data.x.dtype)[6:], loss="mse", optimizer="LBFGS", lr=1,
+            option=("line_search_fn=strong_wolfe", "tolerance_grad=0.0", "tolerance_change=0.0"), epochs=10,
+        )  # fmt: skip
+        built = build(config, data)
+        history = fit(built.core, built.x, built.y, fit_config(config)).history
+        w, b = built.coefficients()
+        np.testing.assert_allclose(w, expected, rtol=digits, atol=digits)
+        assert b.tolist() == [0.0] * targets
+        found = built.exact(data)
+        np.testing.assert_allclose(found.weights, expected, rtol=1e-6 if dtype is torch.float32 else 1e-11)
+        assert list(built.parameters(history).values()) == pytest.approx(w.ravel().tolist(), rel=1e-12)
+        assert not any(name.startswith("b") for name in built.parameters(history))
+        with torch.no_grad():
+            assert torch.equal(built.network(torch.zeros_like(data.x[:1])), torch.zeros_like(data.y[:1]))
+
+    @pytest.mark.parametrize("standardize", [False, True])
+    def test_a_polynomial_has_no_constant(self, standardize: bool) -> None:
+        config = TrainConfig(
+            data="sine", model="polynomial", intercept=False, dtype="float64", standardize=standardize
+        )  # fmt: skip
+        data = load(config)
+        built = build(config, data)
+        found = built.exact(data)
+        x = data.x.numpy()
+        expected = np.linalg.lstsq(np.hstack([x, x**2, x**3]), data.y.numpy(), rcond=None)[0].T
+        np.testing.assert_allclose(found.weights, expected, rtol=1e-10, atol=1e-12)
+        assert list(built.named(found.weights, found.intercepts)) == ["c1", "c2", "c3"]
+
+    def test_a_line_through_the_origin_has_no_b_to_draw(self) -> None:
+        config = TrainConfig(intercept=False)
+        assert not build(config, load(config)).is_line
+
+    @pytest.mark.parametrize(
+        ("options", "given"),
+        [
+            ({"model": "mlp"}, "--model mlp was given"),
+            ({"model": "legendre"}, "--model legendre was given"),
+            ({"model": "nets:Bent"}, "--model nets:Bent was given"),
+            ({"model": "polynomial", "basis": "chebyshev"}, "--model polynomial --basis chebyshev was given"),
+        ],
+        ids=str,
+    )
+    def test_other_models_are_refused(self, options: dict[str, Any], given: str) -> None:
+        config = TrainConfig(intercept=False, **options)
+        with pytest.raises(RequestError, match=given) as refused:
+            build(config, load(config))
+        assert "\n" not in str(refused.value)
+
+
+class TestDecorrelated:
+    @pytest.mark.parametrize(
+        "options", [{}, {"intercept": False}, {"model": "mlp", "hidden": (4,)}, {"model": "nets:Net"}], ids=str
+    )
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_it_passes_the_gate_and_a_wrong_rotation_does_not(
+        self, dtype: str, options: dict[str, Any], classes: Callable[[str], None], dataset: MakeDataset, tmp_path: Path
+    ) -> None:
+        classes("class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(3, 1)")
+        random = np.random.default_rng(4)
+        x = random.normal(size=(50, 3)) @ random.normal(size=(3, 3)) * [1, 1e3, 1e-2] + 5
+        data = dataset(x, x.sum(axis=1, keepdims=True), dtype=getattr(torch, dtype))
+        config = TrainConfig(decorrelate=True, standardize=True, dtype=dtype, epochs=20, **options)
+        built = build(config, data)
+        assert fit(built.core, built.x, built.y, fit_config(config)).epochs == 20
+        expectations = expect(built.network, {"training rows": data.x})
+        assert {one.basis for one in expectations} == {"a running error bound"}
+        exported = export(built.network, data.x, tmp_path / "model.onnx", {})
+        report = verify(built.network, exported, expectations)
+        assert report.passed, report.reason
+        assert report.weights["x_rotation"] == "as it is"
+        rotation = built.network.x_rotation
+        assert isinstance(rotation, Tensor)
+        rotation.copy_(rotation.T.clone())
+        other = export(built.network, data.x, tmp_path / "other.onnx", {})
+        rotation.copy_(rotation.T.clone())
+        assert not verify(built.network, other, expectations).passed
+
+    @pytest.mark.parametrize(
+        ("options", "reason"),
+        [
+            ({}, "--decorrelate rotates standardised features, and nothing is standardised; add --standardize"),
+            ({"start": ("w=1",), "data": "rows.csv"}, "add --standardize"),
+            ({"model": "polynomial", "standardize": True}, "--model polynomial takes functions of each one alone"),
+            ({"model": "legendre", "standardize": True}, "--model legendre takes"),
+            ({"model": "dynamic", "standardize": True}, "--model dynamic takes"),
+        ],
+        ids=str,
+    )
+    def test_what_cannot_be_rotated_is_refused(self, options: dict[str, Any], reason: str, houses: Dataset) -> None:
+        with pytest.raises(RequestError, match=reason) as refused:
+            build(TrainConfig(decorrelate=True, **options), houses)
+        assert "\n" not in str(refused.value)
+
+
+TWO_LAYERS = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.b1 = nn.Linear(1, 2), nn.Linear(2, 1, bias=False), nn.Parameter(torch.ones(()))
+        self.first.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x))) * self.b1 * self.first.gain
+"""
+
+
+class TestStartValues:
+    @pytest.fixture
+    def begun(self, classes: Callable[[str], None]) -> Callable[..., BuiltModel]:
+        classes(TWO_LAYERS)
+
+        def make(*start: str, **options: Any) -> BuiltModel:
+            config = TrainConfig(**{"model": "nets:Net", **options}, start=start)
+            return build(config, load(config))
+
+        return make
+
+    @pytest.mark.parametrize(
+        ("text", "name", "values"),
+        [
+            ("b1=500", "b1", 500.0),
+            ("b1=-2.5e-4", "b1", -2.5e-4),
+            ("first.gain=3", "first.gain", 3.0),
+            ("gain=3", "first.gain", 3.0),
+            ("first.weight=1,-2", "first.weight", [[1.0], [-2.0]]),
+            ("first.weight=7", "first.weight", [[7.0], [7.0]]),
+            ("second.weight=1,-2", "second.weight", [[1.0, -2.0]]),
+            ("bias=0.5", "first.bias", [0.5, 0.5]),
+        ],
+    )
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_a_parameter_begins_where_it_is_told(
+        self, text: str, name: str, values: Any, dtype: str, begun: Callable[..., BuiltModel]
+    ) -> None:
+        drawn, found = state(begun(dtype=dtype)), state(begun(text, dtype=dtype))
+        assert torch.equal(found.pop(name), torch.tensor(values, dtype=getattr(torch, dtype)))
+        assert all(torch.equal(left, drawn[other]) for other, left in found.items()), "the others are the seed's"
+
+    def test_several_are_in_row_major_order(self, houses: Dataset) -> None:
+        built = build(TrainConfig(dtype="float64", start=("weight=1,2,3,4,5,6", "bias=7,8")), houses)
+        assert state(built)["linear.weight"].tolist() == [[1, 2, 3], [4, 5, 6]]
+        assert state(built)["linear.bias"].tolist() == [7, 8]
+
+    def test_they_are_those_inside_the_scaling(self, houses: Dataset) -> None:
+        built = build(TrainConfig(dtype="float64", start=("weight=0", "bias=0"), standardize=True), houses)
+        np.testing.assert_allclose(built.coefficients()[1], houses.y.mean(dim=0))
+
+    def test_a_lazy_network_takes_them_as_well(self, classes: Callable[[str], None]) -> None:
+        classes("def make():\n    return nn.LazyLinear(1)")
+        config = TrainConfig(model="nets:make", start=("weight=3", "bias=-1"))
+        built = build(config, load(config))
+        assert {name: values.tolist() for name, values in state(built).items()} == {"weight": [[3]], "bias": [-1]}
+
+    def test_training_begins_there(self) -> None:
+        config = TrainConfig(start=("weight=2", "bias=0"), epochs=3)
+        built = build(config, load(config))
+        history = fit(built.core, built.x, built.y, fit_config(config)).history
+        assert built.curves(history)["w"].tolist() == [2.0] * 4
+        assert history.loss.tolist() == [0.0] * 4
+
+    @pytest.mark.parametrize(
+        ("start", "reason"),
+        [
+            (("b2=1",), r"b2 is no parameter of this model; there are b1, first.weight \(2, 1\), first.bias"),
+            (("irst.weight=1",), "irst.weight is no parameter"),
+            (("weight=1",), "weight could be first.weight or second.weight; there are b1"),
+            (("first.weight=1,2,3",), r"3 values for first.weight \(2, 1\); give one for all, or 2"),
+            (("b1=1,2",), "2 values for b1; give one for all, or 1"),
+            (("b1=many",), "'many' is not a number, or several separated by commas"),
+            (("b1=1,",), "'1,' is not a number"),
+            (("b1=nan",), "each value must be a finite number in torch.float32"),
+            (("first.weight=1,inf",), "each value must be a finite number in torch.float32"),
+            (("b1=1e39",), "each value must be a finite number in torch.float32"),
+            (("gain=1", "first.gain=2"), "first.gain is given twice; once is enough"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(
+        self, start: tuple[str, ...], reason: str, begun: Callable[..., BuiltModel]
+    ) -> None:
+        with pytest.raises(RequestError, match=reason) as refused:
+            begun(*start)
+        assert str(refused.value).startswith(f"--start {start[-1]}: ")
+        assert "\n" not in str(refused.value)
+
+
 class TestUsersOwn:
     @pytest.fixture
     def of_line(self) -> Callable[..., BuiltModel]:

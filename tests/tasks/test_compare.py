@@ -210,6 +210,17 @@ class TestPose:
         of_mean = {"mse": off**2, "l1": off, "huber": np.where(off < 1, off**2 / 2, off - 0.5)}[loss].mean()
         assert pose(config, load(config.training())).problem.goal == pytest.approx(of_mean / 10, rel=1e-9)
 
+    @pytest.mark.parametrize("standardize", [False, True])
+    def test_through_the_origin_it_is_between_least_squares_and_zeros(self, rows_file: str, standardize: bool) -> None:
+        config = of_file(rows_file, standardize=standardize, intercept=False, dtype="float64")
+        data = load(config.training())
+        x, y = data.x.numpy(), data.y.numpy()
+        if standardize:
+            y = y / np.sqrt((y**2).mean(axis=0))
+        lowest = np.mean((y - x @ np.linalg.lstsq(x, y, rcond=None)[0]) ** 2)
+        expected = lowest + 1e-4 * (np.mean(y**2) - lowest)
+        assert pose(config, data).problem.goal == pytest.approx(expected, rel=1e-9)
+
     @pytest.mark.parametrize("given", [0.25, 0.0, -1.0])
     def test_a_target_loss_that_is_given_counts(self, given: float) -> None:
         config = CompareConfig(target_loss=given, seeds=1)
@@ -407,6 +418,19 @@ class TestDistances:
                 b = b * y.std(axis=0) + y.mean(axis=0) - w @ x.mean(axis=0)
             expected[place] = np.linalg.norm(np.vstack([w.T, b]) - exact)
         np.testing.assert_allclose(distances(posed, data, members(made)), expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("standardize", [False, True])
+    def test_through_the_origin_they_are_of_the_slopes_alone(self, rows_file: str, standardize: bool) -> None:
+        config = of_file(rows_file, standardize=standardize, intercept=False, dtype="float64")
+        data = load(config.training())
+        x, y = data.x.numpy(), data.y.numpy()
+        made = np.random.default_rng(1).normal(size=(2, 3, 4))
+        slopes = made.reshape(2, 3, 2, 2)
+        if standardize:
+            slopes = slopes * np.sqrt((y**2).mean(axis=0))[:, None] / np.sqrt((x**2).mean(axis=0))
+        exact = np.linalg.lstsq(x, y, rcond=None)[0].T
+        expected = np.linalg.norm((slopes - exact).reshape(2, 3, 4), axis=-1)
+        np.testing.assert_allclose(distances(pose(config, data), data, members(made)), expected, rtol=1e-8)
 
     def test_of_the_line_it_is_the_distance_from_w_2_and_b_0(self) -> None:
         config = CompareConfig(seeds=1)

@@ -18,8 +18,8 @@ from tasks.register import Registered
 from tasks.train_result import TrainResult
 
 KEYS = {
-    "flow", "status", "reason", "run_id", "flow_run_id", "optimizer", "epochs", "gradient_evaluations", "seconds",
-    "loss", "parameters", "predictions", "held_out", "least_squares", "parity", "model",
+    "flow", "status", "reason", "run_id", "flow_run_id", "warnings", "optimizer", "epochs", "gradient_evaluations",
+    "seconds", "loss", "parameters", "predictions", "held_out", "least_squares", "parity", "model",
 }  # fmt: skip
 
 
@@ -41,6 +41,7 @@ def complete(dataset: Callable[..., Dataset]) -> TrainResult:
         run_id="a-run",
         status="registered",
         data=data,
+        warnings=("the columns are nearly dependent",),
         fit=fitted(),
         parameters={"w": 1.9996239, "b": 0.0008549},
         evaluation=Evaluation(
@@ -79,6 +80,7 @@ class TestJson:
             "reason": None,
             "run_id": "a-run",
             "flow_run_id": "a-flow-run",
+            "warnings": ["the columns are nearly dependent"],
             "optimizer": "SGD",
             "epochs": 1000,
             "gradient_evaluations": 1001,
@@ -110,9 +112,9 @@ class TestJson:
         begun = TrainResult(TrainConfig()).as_json()
         assert set(begun) == set(complete(dataset).as_json()) == KEYS
         assert {name for name, value in begun.items() if value is None} == KEYS - {
-            "flow", "status", "optimizer", "seconds", "parameters", "predictions",
+            "flow", "status", "warnings", "optimizer", "seconds", "parameters", "predictions",
         }  # fmt: skip
-        assert (begun["parameters"], begun["predictions"]) == ({}, [])
+        assert (begun["warnings"], begun["parameters"], begun["predictions"]) == ([], {}, [])
 
     def test_before_the_evaluation_the_loss_is_the_fits(self) -> None:
         assert TrainResult(TrainConfig(), fit=fitted(0.5)).as_json()["loss"] == 0.5
@@ -230,6 +232,7 @@ class TestRows:
         rows = complete(dataset).rows()
         assert rows["status"] == "registered"
         assert rows["data"] == "made, 2 training rows and 1 held out"
+        assert rows["warning"] == "the columns are nearly dependent"
         assert rows["optimizer"] == "SGD, lr 0.01, 1000 epochs, 1001 gradient evaluations"
         assert rows["loss"] == "0.125 (sse)"
         assert rows["held-out rows"] == "RMSE 0.5, MAE 0.25, R2 0.75"
