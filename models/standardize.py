@@ -79,9 +79,10 @@ class Standardized(nn.Module):
             apart = x_mean - shift
             moments = (x_covariance + torch.outer(apart, apart)) / torch.outer(scale, scale)
             stored = torch.finfo(dtype).eps ** 2 * (1 + (shift / scale) ** 2)
-            rotation = whitening(moments, stored).to(dtype)
-        scales = [moment.to(dtype) for moment in (*x_moments, *y_moments)]
-        return cls(core, *scales, x_rotation=rotation)
+            rotation = whitening(moments, stored)
+        made = cls(core, *x_moments, *y_moments)
+        made.x_rotation = rotation
+        return made.to(dtype)
 
     def scale_features(self, x: Tensor) -> Tensor:
         """Raw (rows, features) to what the core sees."""

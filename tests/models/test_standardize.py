@@ -177,7 +177,7 @@ class TestDecorrelated:
     @pytest.mark.parametrize("centred", [True, False])
     def test_raw_coefficients_are_those_of_the_whole_network(self, centred: bool) -> None:
         x = collinear()
-        network = scaled(
+        network = rescaled(
             LinearRegression(3, 2, intercept=centred).double(), x, x[:, :2], centred=centred, decorrelated=True
         )
         assert isinstance(network.core, LinearRegression)
