@@ -1,6 +1,6 @@
 """The one list of options of each flow.
 
-The command line, Prefect's parameter form, MLflow's parameters and the README's table all come from here.
+The command line, Prefect's parameter form, MLflow's parameters and the tables in docs/options.md all come from here.
 It holds what can be judged without torch or the data; the rest is judged where it is used.
 """
 

@@ -3,18 +3,25 @@
 import re
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from pydantic.fields import FieldInfo
 from workplaces import ROOT
 
-from fourfold.configuration import CompareConfig, ProblemConfig, TrainConfig
+from fourfold.configuration import (
+    CompareConfig,
+    PredictConfig,
+    ProblemConfig,
+    TrainConfig,
+    TutorialConfig,
+    VerifyConfig,
+)
 from fourfold.onnx_export import export
 from models.linear import LinearRegression
 
 README = (ROOT / "README.md").read_text()
+OPTIONS = (ROOT / "docs" / "options.md").read_text()
 
 
 def option_table(fields: dict[str, FieldInfo]) -> str:
@@ -26,7 +33,7 @@ def option_table(fields: dict[str, FieldInfo]) -> str:
         default = field.default
         if isinstance(default, tuple):
             default = ",".join(map(str, default)) or None
-        shown = "" if default is None or default is False else f" (default: {default})"
+        shown = "" if default is None or default is False or field.is_required() else f" (default: {default})"
         rows.append(f"| `--{option}` | {field.description}{shown} |")
     return "\n".join(rows)
 
@@ -37,23 +44,36 @@ OF_COMPARISON = {
 
 
 @pytest.mark.parametrize(
-    ("name", "fields"), [("options", TrainConfig.model_fields), ("comparison", OF_COMPARISON)], ids=["train", "compare"]
+    ("name", "fields"),
+    [
+        ("train", TrainConfig.model_fields),
+        ("compare", OF_COMPARISON),
+        ("tutorial", TutorialConfig.model_fields),
+        ("predict", PredictConfig.model_fields),
+        ("verify", VerifyConfig.model_fields),
+    ],
 )
 def test_the_option_tables_are_the_configurations(name: str, fields: dict[str, FieldInfo]) -> None:
-    (table,) = re.findall(rf"<!-- {name}:.*?-->\n(.*?)\n<!-- end of {name} -->", README, flags=re.DOTALL)
-    assert table == option_table(fields), f"README.md should hold:\n{option_table(fields)}"
+    (table,) = re.findall(rf"<!-- {name}.*?-->\n(.*?)\n?<!-- end of {name} -->", OPTIONS, flags=re.DOTALL)
+    assert table == option_table(fields), f"docs/options.md should hold:\n{option_table(fields)}"
 
 
 def test_readme_stays_short() -> None:
     assert len(README.splitlines()) < 250
 
 
-def test_the_lines_for_onnxruntime_work_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (snippet,) = re.findall(r"## Predict with onnxruntime alone\n.*?\n\n((?:    [^\n]*\n)+)", README, flags=re.DOTALL)
-    export(LinearRegression(), torch.zeros(2, 1), tmp_path / "model.onnx", {"data": "line"})
+def test_the_lines_for_onnxruntime_work_as_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (snippet,) = re.findall(r"## Predict anywhere\n.*?\n\n((?:    [^\n]*\n)+)", README, flags=re.DOTALL)
+    network = LinearRegression(2)
+    with torch.no_grad():
+        network.linear.weight.copy_(torch.tensor([[2.0, -1.0]]))
+        network.linear.bias.zero_()
+    export(network, torch.zeros(2, 2), tmp_path / "model.onnx", {"features": '["a", "b"]'})
+    (tmp_path / "new.csv").write_text("b,other,a\n1,x,3\n2,y,5\n")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    *statements, predict, about = textwrap.dedent(snippet).strip().splitlines()
-    exec("\n".join(statements), names)
-    assert eval(predict, names)[0].shape == (1, 1)
-    assert eval(about, names) == {"data": "line"}
+    lines = textwrap.dedent(snippet).strip().splitlines()
+    assert len(lines) == 6
+    exec("\n".join(lines), {})
+    assert capsys.readouterr().out == "[[5.]\n [8.]]\n"
