@@ -2,13 +2,14 @@
 # make test  [ARGS="-k parity"]          the tests
 # make check                             format, lint, types and the direction of imports
 # make bench-comparison                  what a comparison costs beside the same trainings one after another
+# make bench-tables                      what ten million rows cost, in time beside a bare loop and in memory
 # make bench                             what a run costs beside a bare script, and what the gate finds and costs
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test check bench bench-comparison
+.PHONY: train test check bench bench-comparison bench-tables
 train: $(READY)
 	@$(BIN)/python flows/train_flow.py $(ARGS)
 
@@ -27,6 +28,9 @@ bench: $(READY)
 
 bench-comparison: $(READY)
 	$(BIN)/python benchmarks/comparison.py $(ARGS)
+
+bench-tables: $(READY)
+	$(BIN)/python benchmarks/tables.py $(ARGS)
 
 # Installed anew only when what is to be installed has changed.
 $(READY): pyproject.toml constraints.txt
