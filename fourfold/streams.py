@@ -1,9 +1,12 @@
 """Rows that stay on disk: a file too large for memory, split, looked at, and read in another order each epoch."""
 
 import hashlib
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +41,6 @@ class Stream:
         profile: of the training rows' features and targets.
         samples: at most 10,000 rows of each part.
         sha256: of the columns' names and the bytes of the file that was named.
-        folder: of a copy of the file, which goes when nothing holds it any more.
     """
 
     file: TableFile
@@ -49,7 +51,6 @@ class Stream:
     profile: tuple[Profile, Profile]
     samples: Mapping[str, Rows]
     sha256: str
-    folder: "tempfile.TemporaryDirectory[str] | None" = None
 
     def count(self, part: str) -> int:
         """How many rows a part has."""
@@ -108,31 +109,32 @@ def open_stream(
     """Look at every row of a file that stays on disk, and choose its parts as `choose_parts` does.
 
     A CSV file is copied into a temporary Parquet file first, which can be read in any order; and so is a Parquet file
-    with a row group too large to be shuffled as a whole.
+    with a row group too large to be shuffled as a whole. The copy goes when nothing holds the stream any more.
 
     Raises:
         RequestError: what `Faults` and `choose_parts` find.
     """
     names = (*features, *targets)
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(1) as beside, ExitStack() as undo:
         digest = beside.submit(_sha256, file.path, names)
-        folder, source = None, file
+        source = file
         if file.csv or _largest_group(file) > _pool_rows(names, dtype):
-            folder = tempfile.TemporaryDirectory(prefix="fourfold-")
-            source = _as_parquet(file, names, dtype, Path(folder.name) / "rows.parquet")
+            folder = Path(tempfile.mkdtemp(prefix="fourfold-"))
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            source = _as_parquet(file, names, dtype, folder / "rows.parquet")
         faults = Faults(file, features, targets, missing)
         parts = np.full(source.rows or 0, _DROPPED, dtype=np.uint8)
-        kept = np.arange(len(parts))
+        kept = None
         if missing == "drop":  # which rows stay must be known before the parts are chosen among them
             looks = [faults.keep(_matrix(batch, names, dtype)) for batch in source.chunks(names)]
             faults.judge()
             kept = np.flatnonzero(np.concatenate(looks))
         shares = {HELD_OUT: test_fraction, VALIDATION: validation_fraction}
-        for part, chosen in choose_parts(file.path.name, len(kept), shares, seed).items():
-            parts[kept[chosen]] = _CODES[part]
+        for part, chosen in choose_parts(file.path.name, len(parts if kept is None else kept), shares, seed).items():
+            parts[chosen if kept is None else kept[chosen]] = _CODES[part]
         profile, samples = _survey(source, names, parts, dtype, faults if missing != "drop" else None)
         faults.judge()
-        return Stream(
+        stream = Stream(
             source,
             names,
             len(features),
@@ -141,8 +143,9 @@ def open_stream(
             (profile.of_columns(slice(len(features))), profile.of_columns(slice(len(features), None))),
             {part: _split(rows, len(features)) for part, rows in samples.items()},
             digest.result(),
-            folder,
         )
+        weakref.finalize(stream, undo.pop_all().close)
+        return stream
 
 
 def choose_parts(name: str, rows: int, shares: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
@@ -189,7 +192,8 @@ def _survey(
             faults.keep(values)
         last = first + len(values)
         training = np.flatnonzero(parts[first:last] == _CODES[TRAINING])
-        profile = profile.joined(Profile.of(values[training]))
+        with np.errstate(invalid="ignore"):  # where values are infinite, which is told afterwards
+            profile = profile.joined(Profile.of(values[training]))
         for part, rows in wanted.items():
             here = slice(*np.searchsorted(rows, (first, last)))
             samples[part][here] = torch.from_numpy(values[rows[here] - first])

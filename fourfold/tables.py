@@ -183,7 +183,7 @@ def open_table(path: Path, option: str = "--data") -> TableFile:
 def open_parquet(path: Path) -> pa.parquet.ParquetFile:
     """Open a Parquet file to read a bit at a time; pages that have a checksum are held to it."""
     # Not a row group's columns as a whole, and not ahead: a large one would lie in memory twice.
-    return pa.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True)
+    return pa.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**16, page_checksum_verification=True)
 
 
 def choose_columns(
