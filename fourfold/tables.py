@@ -225,7 +225,7 @@ def matrix(batch: pa.RecordBatch, names: Sequence[str], dtype: type | np.dtype) 
         for number, name in enumerate(names):
             column = batch.column(batch.schema.get_field_index(name))
             kind = column.type
-            if not (pa.types.is_floating(kind) or (pa.types.is_integer(kind) and not column.null_count)):
+            if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
                 column = column.cast(pa.float64(), safe=False)
             values[number] = column.to_numpy(zero_copy_only=False)
     return values.T

@@ -163,9 +163,14 @@ class TestAnEpoch:
         rows = epoch(request.stream(path))
         assert same(rows[rows[:, 1].argsort()], torch.cat([data.x, data.y], dim=1)[data.x[:, 1].argsort()])
 
-    def test_no_piece_is_larger_than_the_pool(self, small: Callable[[int], None], path: Path) -> None:
+    @pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
+    @pytest.mark.parametrize("group", [64, ROWS])
+    def test_no_piece_is_larger_than_the_pool(
+        self, name: str, group: int, small: Callable[[int], None], tmp_path: Path
+    ) -> None:
         small(100)
-        sizes = [len(x) for x, _ in Request(0.0, 0.0).stream(path).shuffled(torch.Generator())]
+        stream = Request(0.0, 0.0).stream(write(tmp_path, columns(), group, name))
+        sizes = [len(x) for x, _ in stream.shuffled(torch.Generator())]
         assert max(sizes) <= 100
         assert len(sizes) <= 2 * ROWS / 100
 

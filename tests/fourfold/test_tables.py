@@ -2,6 +2,7 @@
 
 import codecs
 import datetime
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -99,6 +100,13 @@ class TestSpellingsOfCsv:
         table = read(csv(tmp_path, text))
         assert table.x[:, 0].tolist() == [1.5, -0.25, 2500]
         assert table.y[:, 0].tolist() == [2, 4, -0.0175]
+
+    @pytest.mark.parametrize("more", range(4))
+    def test_the_delimiter_is_the_one_that_all_lines_have(self, more: int, tmp_path: Path) -> None:
+        """More commas are in the first line, and what is looked at ends within a line."""
+        name = "price, in EUR, net" + more * "."
+        table = read(csv(tmp_path, f"{name};y\n" + "1;2\n2;3\n" * 10_000))
+        assert (table.features, table.x.shape) == ((name,), (20_000, 1))
 
     def test_decimal_commas_may_come_after_many_whole_numbers(self, tmp_path: Path) -> None:
         assert read(csv(tmp_path, "x;y\n" + "1;2\n" * 5000 + "1,5;3\n")).x[-1] == 1.5
@@ -520,6 +528,19 @@ class TestAhead:
     def test_everything_comes_once_and_in_order(self) -> None:
         assert list(ahead(lambda: iter(range(1, 100)))) == list(range(1, 100))
         assert list(ahead(lambda: iter(()))) == []
+
+    def test_the_next_is_made_while_one_is_used(self) -> None:
+        made = threading.Event()
+
+        def produce() -> Iterator[int]:
+            yield 1
+            made.set()
+            yield 2
+
+        items = ahead(produce)
+        assert next(items) == 1
+        assert made.wait(timeout=10)
+        assert list(items) == [2]
 
     def test_a_fault_comes_where_it_was(self) -> None:
         def produce() -> Iterator[int]:
