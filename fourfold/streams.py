@@ -1,9 +1,12 @@
 """Rows that stay on disk: a file too large for memory, split, looked at, and read in another order each epoch."""
 
 import hashlib
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +16,9 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from fourfold.errors import RequestError
+from fourfold.errors import RequestError, first_line
 from fourfold.profile import Profile
-from fourfold.tables import Faults, TableFile, ahead, matrix
+from fourfold.tables import CHUNK_ROWS, Faults, TableFile, ahead, matrix, open_parquet
 
 TRAINING, VALIDATION, HELD_OUT = "training", "validation", "held-out"
 SAMPLE_ROWS = 10_000  # of each part, held for what needs rows at hand
@@ -38,7 +41,6 @@ class Stream:
         profile: of the training rows' features and targets.
         samples: at most 10,000 rows of each part.
         sha256: of the columns' names and the bytes of the file that was named.
-        folder: of a copy of a CSV file, which goes when nothing holds it any more.
     """
 
     file: TableFile
@@ -49,7 +51,6 @@ class Stream:
     profile: tuple[Profile, Profile]
     samples: Mapping[str, Rows]
     sha256: str
-    folder: "tempfile.TemporaryDirectory[str] | None" = None
 
     def count(self, part: str) -> int:
         """How many rows a part has."""
@@ -67,30 +68,31 @@ class Stream:
 
     def shuffled(self, generator: torch.Generator) -> Iterator[Rows]:
         """Every training row once: row groups in random order, and in random order the rows of each 128 MiB of them."""
+        yield from ahead(lambda: self._pools(generator))
 
-        def pools() -> Iterator[Rows]:
-            for pool in self._pools(generator):
-                yield _split(pool[torch.randperm(len(pool), generator=generator)], self.width)
+    def _pools(self, generator: torch.Generator) -> Iterator[Rows]:
+        with self.file.reading(), open_parquet(self.file.path) as file:
+            chosen = np.split(self.parts == _CODES[TRAINING], np.cumsum(_group_sizes(file))[:-1])
+            counts = [int(np.count_nonzero(of_group)) for of_group in chosen]
+            order = torch.randperm(len(counts), generator=generator).tolist()
+            for groups in _packed(order, counts, _pool_rows(self.names, self.dtype)):
+                places = torch.randperm(sum(counts[group] for group in groups), generator=generator)
+                if len(places):
+                    yield self._pool(file, groups, np.concatenate([chosen[group] for group in groups]), places)
 
-        yield from ahead(pools)
-
-    def _pools(self, generator: torch.Generator) -> Iterator[Tensor]:
-        most = max(POOL // (len(self.names) * self.dtype.itemsize), 1)
-        with pa.parquet.ParquetFile(self.file.path, pre_buffer=False) as file:
-            sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
-            starts = np.concatenate([[0], np.cumsum(sizes)])
-            pool: list[Tensor] = []
-            for group in torch.randperm(len(sizes), generator=generator).tolist():
-                first = int(starts[group])
-                for batch in file.iter_batches(most, row_groups=[group], columns=list(self.names)):
-                    chosen = np.flatnonzero(self.parts[first : first + batch.num_rows] == _CODES[TRAINING])
-                    first += batch.num_rows
-                    if pool and sum(map(len, pool)) + len(chosen) > most:
-                        yield torch.cat(pool)
-                        pool = []
-                    pool.append(_rows(_tensor(batch, self.names, self.dtype), chosen))
-            if pool:
-                yield torch.cat(pool)
+    def _pool(self, file: pa.parquet.ParquetFile, groups: list[int], chosen: np.ndarray, places: Tensor) -> Rows:
+        """The chosen rows of some row groups, each put where it belongs at once: no row is held twice."""
+        x, y = (
+            torch.empty(len(places), width, dtype=self.dtype) for width in (self.width, len(self.names) - self.width)
+        )
+        first = done = 0
+        for batch in file.iter_batches(CHUNK_ROWS, row_groups=groups, columns=list(self.names)):
+            here = np.flatnonzero(chosen[first : first + batch.num_rows])
+            values = _rows(_tensor(batch, self.names, self.dtype), here)
+            place = places[done : done + len(here)]
+            x[place], y[place] = values[:, : self.width], values[:, self.width :]
+            first, done = first + batch.num_rows, done + len(here)
+        return x, y
 
 
 def open_stream(
@@ -106,31 +108,33 @@ def open_stream(
 ) -> Stream:
     """Look at every row of a file that stays on disk, and choose its parts as `choose_parts` does.
 
-    A CSV file is copied into a temporary Parquet file first, which can be read in any order.
+    A CSV file is copied into a temporary Parquet file first, which can be read in any order; and so is a Parquet file
+    with a row group too large to be shuffled as a whole. The copy goes when nothing holds the stream any more.
 
     Raises:
         RequestError: what `Faults` and `choose_parts` find.
     """
     names = (*features, *targets)
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(1) as beside, ExitStack() as undo:
         digest = beside.submit(_sha256, file.path, names)
-        folder, source = None, file
-        if file.csv:
-            folder = tempfile.TemporaryDirectory(prefix="fourfold-")
-            source = _as_parquet(file, names, dtype, Path(folder.name) / "rows.parquet")
+        source = file
+        if file.csv or _largest_group(file) > _pool_rows(names, dtype):
+            folder = Path(tempfile.mkdtemp(prefix="fourfold-"))
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            source = _as_parquet(file, names, dtype, folder / "rows.parquet")
         faults = Faults(file, features, targets, missing)
         parts = np.full(source.rows or 0, _DROPPED, dtype=np.uint8)
-        kept = np.arange(len(parts))
+        kept = None
         if missing == "drop":  # which rows stay must be known before the parts are chosen among them
             looks = [faults.keep(_matrix(batch, names, dtype)) for batch in source.chunks(names)]
             faults.judge()
             kept = np.flatnonzero(np.concatenate(looks))
         shares = {HELD_OUT: test_fraction, VALIDATION: validation_fraction}
-        for part, chosen in choose_parts(file.path.name, len(kept), shares, seed).items():
-            parts[kept[chosen]] = _CODES[part]
+        for part, chosen in choose_parts(file.path.name, len(parts if kept is None else kept), shares, seed).items():
+            parts[chosen if kept is None else kept[chosen]] = _CODES[part]
         profile, samples = _survey(source, names, parts, dtype, faults if missing != "drop" else None)
         faults.judge()
-        return Stream(
+        stream = Stream(
             source,
             names,
             len(features),
@@ -139,8 +143,9 @@ def open_stream(
             (profile.of_columns(slice(len(features))), profile.of_columns(slice(len(features), None))),
             {part: _split(rows, len(features)) for part, rows in samples.items()},
             digest.result(),
-            folder,
         )
+        weakref.finalize(stream, undo.pop_all().close)
+        return stream
 
 
 def choose_parts(name: str, rows: int, shares: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
@@ -187,7 +192,8 @@ def _survey(
             faults.keep(values)
         last = first + len(values)
         training = np.flatnonzero(parts[first:last] == _CODES[TRAINING])
-        profile = profile.joined(Profile.of(values[training]))
+        with np.errstate(invalid="ignore"):  # where values are infinite, which is told afterwards
+            profile = profile.joined(Profile.of(values[training]))
         for part, rows in wanted.items():
             here = slice(*np.searchsorted(rows, (first, last)))
             samples[part][here] = torch.from_numpy(values[rows[here] - first])
@@ -197,17 +203,52 @@ def _survey(
 
 def _as_parquet(file: TableFile, names: tuple[str, ...], dtype: torch.dtype, path: Path) -> TableFile:
     schema = pa.schema([(name, pa.from_numpy_dtype(_numpy(dtype))) for name in names])
-    rows = 0
-    with pa.parquet.ParquetWriter(path, schema) as writer:
-        for batch in file.chunks(names):
-            values = _matrix(batch, names, dtype)
-            writer.write_batch(pa.record_batch([pa.array(column) for column in values.T], schema=schema))
-            rows += len(values)
+    rows, most = 0, min(CHUNK_ROWS, _pool_rows(names, dtype))
+    chunks = ahead(lambda: (_matrix(batch, names, dtype) for batch in file.chunks(names)))
+    try:
+        with pa.parquet.ParquetWriter(path, schema) as writer:
+            for values in chunks:
+                columns = pa.record_batch([pa.array(column) for column in values.T], schema=schema)
+                writer.write_batch(columns, row_group_size=most)
+                rows += len(values)
+    except OSError as error:
+        raise RequestError(
+            f"{file.path} cannot be copied to {path.parent} to be read in any order: {first_line(error)}; "
+            "set TMPDIR to a folder with room"
+        ) from error
     return TableFile(path, file.option, schema, rows)
 
 
 def _matrix(batch: pa.RecordBatch, names: Sequence[str], dtype: torch.dtype) -> np.ndarray:
     return matrix(batch, names, _numpy(dtype))
+
+
+def _group_sizes(file: pa.parquet.ParquetFile) -> list[int]:
+    return [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+
+
+def _largest_group(file: TableFile) -> int:
+    with file.reading(), open_parquet(file.path) as parquet:
+        return max(_group_sizes(parquet), default=0)
+
+
+def _packed(order: Sequence[int], counts: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Row groups in that order, as many together as have at most so many rows."""
+    together: list[int] = []
+    rows = 0
+    for group in order:
+        if together and rows + counts[group] > most:
+            yield together
+            together, rows = [], 0
+        together.append(group)
+        rows += counts[group]
+    if together:
+        yield together
+
+
+def _pool_rows(names: Sequence[str], dtype: torch.dtype) -> int:
+    """How many rows are shuffled at once."""
+    return max(POOL // (len(names) * dtype.itemsize), 1)
 
 
 def _numpy(dtype: torch.dtype) -> np.dtype:

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,9 +21,9 @@ from fourfold.errors import RequestError, first_line
 CHUNK_ROWS = 65_536
 _CSV_BLOCK = 8 * 2**20  # bytes; the types of columns are judged by the first block
 _SNIFFED = 64 * 2**10
-_SNIFFED_LINES = 50
-# A decimal number as CSV spells it; what does not match is counted and shown when a column is refused as text.
-_NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
+# A number as CSV spells it; what does not match is counted and shown when a column is refused as text.
+_NUMBER = r"(?i)^\s*[-+]?(\d+\.?\d*(e[-+]?\d+)?|\.\d+(e[-+]?\d+)?|inf|infinity|nan)\s*$"
+_WITH_COMMA = re.compile(r"\s*[-+]?\d*,\d+(e[-+]?\d+)?\s*", re.IGNORECASE)
 _MOST_NAMED = 20
 
 Item = TypeVar("Item")
@@ -36,11 +37,11 @@ class CsvForm:
     delimiter: str
     decimal_point: str
 
-    def open(self, path: Path, **convert: object) -> pa.csv.CSVStreamingReader:
-        """Read the file block by block."""
+    def open(self, path: Path, *, threads: bool = True, **convert: object) -> pa.csv.CSVStreamingReader:
+        """Read the file block by block; without threads a fault is told with its line."""
         return pa.csv.open_csv(
             path,
-            read_options=pa.csv.ReadOptions(encoding=self.encoding, block_size=_CSV_BLOCK),
+            read_options=pa.csv.ReadOptions(encoding=self.encoding, block_size=_CSV_BLOCK, use_threads=threads),
             parse_options=pa.csv.ParseOptions(delimiter=self.delimiter),
             convert_options=pa.csv.ConvertOptions(decimal_point=self.decimal_point, **convert),
         )
@@ -79,10 +80,9 @@ class TableFile:
             RequestError: the file cannot be read to its end.
         """
         wanted = list(dict.fromkeys((*names, *text)))
-        with self._reading():
+        with self.reading():
             if self.csv is None:
-                # Not buffered ahead: a row group of many columns would lie in memory twice.
-                with pa.parquet.ParquetFile(self.path, pre_buffer=False) as file:
+                with open_parquet(self.path) as file:
                     yield from file.iter_batches(CHUNK_ROWS, columns=wanted)
                 return
             types = {name: pa.string() if name in text else self._type_read(name) for name in wanted}
@@ -95,31 +95,56 @@ class TableFile:
         return pa.float64() if is_numeric(kind) and not pa.types.is_boolean(kind) else kind
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def reading(self) -> Iterator[None]:
+        """Make what pyarrow raises while the file is read a RequestError that says where the fault is."""
         try:
             yield
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-            fault = re.search(r"In CSV column #(\d+): CSV conversion error to double", str(error))
+            fault = re.search(r"In CSV column #(\d+): CSV conversion error to (double|bool|string)", str(error))
+            name = self.schema.names[int(fault[1])] if fault else ""
+            if fault and fault[2] == "string":
+                raise RequestError(f"column {name!r} of {self.path} is not UTF-8; save the file so") from error
             if fault:
-                raise RequestError(self.why_not_numbers(self.schema.names[int(fault[1])])) from error
-            raise RequestError(f"{self.option} {self.path} cannot be read: {first_line(error)}") from error
+                raise RequestError(f"{self.why_not_numbers(name)}; mend them, or leave the column out") from error
+            reason = self._with_its_line(error) if self.csv else error
+            raise RequestError(f"{self.option} {self.path} cannot be read: {first_line(reason)}") from error
+
+    def _with_its_line(self, error: Exception) -> Exception:
+        assert self.csv is not None, "others have no lines"
+        try:
+            with self.csv.open(self.path, threads=False, include_columns=self.schema.names[:1]) as reader:
+                for _ in reader:
+                    pass
+        except (pa.ArrowException, OSError) as again:
+            return again
+        return error
 
     def why_not_numbers(self, name: str) -> str:
         """Say what a column holds, with the count and the first row of what is no number."""
         kind = self.schema.field(name).type
-        if not any(a_text(kind) for a_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)):
+        if self.csv and pa.types.is_binary(kind):
+            return f"column {name!r} of {self.path} is not UTF-8"
+        if not (_is_text(kind) or (self.csv and is_numeric(kind))):
             return f"column {name!r} of {self.path} holds {kind}, not numbers"
-        rows, wrong, first = 0, 0, ""
+        spelled, number, what = pa.csv.ConvertOptions(), _NUMBER, "text"
+        if self.csv and self.csv.decimal_point == ",":
+            number, what = number.replace(r"\.", ","), "no numbers with decimal commas"
+        if pa.types.is_boolean(kind):
+            number = rf"^({'|'.join((*spelled.true_values, *spelled.false_values))})$"
+            what = "neither true nor false"
+        missing = pa.array(spelled.null_values if self.csv else [], pa.large_string())
+        rows, there, wrong, first = 0, 0, 0, ""
         for batch in self.chunks((), text=(name,)):
-            column = batch.column(0)
-            faulty = ~pc.fill_null(pc.match_substring_regex(column, _NUMBER), False).to_numpy(zero_copy_only=False)
-            if faulty.any() and not wrong:
-                at = int(faulty.argmax())
+            column = batch.column(0).cast(pa.large_string())
+            values = pc.and_not(pc.is_valid(column), pc.is_in(column, missing))
+            faulty = pc.and_not(values, pc.fill_null(pc.match_substring_regex(column, number), False))
+            if not wrong and (at := pc.index(faulty, True).as_py()) >= 0:
                 first = f"row {rows + at + 1} ({column[at].as_py()!r})"
-            rows, wrong = rows + len(column), wrong + int(faulty.sum())
-        if not wrong:
-            return f"column {name!r} of {self.path} holds numbers stored as text; store them as numbers"
-        return f"column {name!r} of {self.path}: {wrong} of {rows} values are text or missing, first in {first}"
+            rows, there, wrong = rows + len(column), there + values.true_count, wrong + faulty.true_count
+        if wrong:
+            return f"column {name!r} of {self.path}: {wrong} of {rows} values are {what}, first in {first}"
+        held = "numbers stored as text; store them as numbers" if there else "text, though no value is there"
+        return f"column {name!r} of {self.path} holds {held}"
 
 
 def open_table(path: Path, option: str = "--data") -> TableFile:
@@ -142,10 +167,10 @@ def open_table(path: Path, option: str = "--data") -> TableFile:
     try:
         if ending == ".csv":
             form = _csv_form(path, option)
-            with form.open(path) as reader:
+            with form.open(path, threads=False) as reader:
                 file = TableFile(path, option, reader.schema, csv=form)
         else:
-            with pa.parquet.ParquetFile(path) as parquet:
+            with open_parquet(path) as parquet:
                 file = TableFile(path, option, parquet.schema_arrow, rows=parquet.metadata.num_rows)
         columns = file.schema.names  # decoded only when asked for
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
@@ -153,6 +178,12 @@ def open_table(path: Path, option: str = "--data") -> TableFile:
     if repeated := sorted({name for name in columns if columns.count(name) > 1}):
         raise RequestError(f"{path} has more than one column named {listed(repeated)}; give each its own name")
     return file
+
+
+def open_parquet(path: Path) -> pa.parquet.ParquetFile:
+    """Open a Parquet file to read a bit at a time; pages that have a checksum are held to it."""
+    # Not a row group's columns as a whole, and not ahead: a large one would lie in memory twice.
+    return pa.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**16, page_checksum_verification=True)
 
 
 def choose_columns(
@@ -179,7 +210,8 @@ def choose_columns(
     others = [name for name in columns if name not in targets]
     usable = [name for name in others if name in numeric]
     if not usable:
-        raise RequestError(f"{path} has no numeric column besides the target; it has {listed(columns)}")
+        first = f": {file.why_not_numbers(others[0])}" if others else ""
+        raise RequestError(f"{path} has no numeric column besides the target; it has {listed(columns)}{first}")
     if not features and (wrong := [name for name in others if name not in numeric]):
         more = f" (and {listed(wrong[1:])})" if wrong[1:] else ""
         raise RequestError(f"{file.why_not_numbers(wrong[0])}{more}; leave it out: --features {_spelled(usable)}")
@@ -193,7 +225,7 @@ def matrix(batch: pa.RecordBatch, names: Sequence[str], dtype: type | np.dtype) 
         for number, name in enumerate(names):
             column = batch.column(batch.schema.get_field_index(name))
             kind = column.type
-            if not (pa.types.is_floating(kind) or (pa.types.is_integer(kind) and not column.null_count)):
+            if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
                 column = column.cast(pa.float64(), safe=False)
             values[number] = column.to_numpy(zero_copy_only=False)
     return values.T
@@ -220,23 +252,21 @@ class Faults:
     def __init__(self, file: TableFile, features: Sequence[str], targets: Sequence[str], missing: str) -> None:
         self.file, self.names, self.targets, self.missing = file, (*features, *targets), targets, missing
         self.rows = self.kept = 0
-        self._missing, self._infinite = (np.zeros(len(self.names), dtype=np.int64) for _ in range(2))
-        self._first: dict[str, int] = {}
+        # Of each column how many, and the row of the first.
+        self._missing, self._first_missing, self._infinite, self._first_infinite = (
+            np.zeros(len(self.names), dtype=np.int64) for _ in range(4)
+        )
         self._low, self._high = (np.full(len(self.names), np.nan) for _ in range(2))
 
     def keep(self, values: np.ndarray) -> np.ndarray:
         """Look at (rows, columns); gives which rows stay, (rows,) bool."""
         keep = np.ones(len(values), dtype=bool)
         if not np.isfinite(values).all():
-            for kind, counts, found in (
-                ("missing", self._missing, np.isnan(values)),
-                ("infinite", self._infinite, np.isinf(values)),
-            ):
-                counts += found.sum(axis=0)
-                if found.any():
-                    self._first.setdefault(kind, self.rows + int(found.any(axis=1).argmax()) + 1)
-                if kind == "missing" and self.missing == "drop":
-                    keep = ~found.any(axis=1)
+            missing = np.isnan(values)
+            self._note(missing, self._missing, self._first_missing)
+            self._note(np.isinf(values), self._infinite, self._first_infinite)
+            if self.missing == "drop":
+                keep = ~missing.any(axis=1)
         self.rows += len(values)
         self.kept += int(keep.sum())
         seen = values if keep.all() else values[keep]
@@ -245,17 +275,21 @@ class Faults:
             self._high = np.fmax(self._high, np.fmax.reduce(seen, axis=0))
         return keep
 
+    def _note(self, found: np.ndarray, counts: np.ndarray, first: np.ndarray) -> None:
+        new = (counts == 0) & found.any(axis=0)
+        first[new] = self.rows + found[:, new].argmax(axis=0) + 1
+        counts += found.sum(axis=0)
+
     def judge(self) -> None:
         """Raise RequestError with the first fault of the whole file, counts per column included."""
         path, names = self.file.path, np.array(self.names, dtype=object)
         if self.rows == 0:
             raise RequestError(f"{path} has no rows; at least two are needed")
         if self._infinite.any():
-            counts = self._counts(self._infinite)
+            counts = self._counts(self._infinite, self._first_infinite)
             raise RequestError(
-                f"{path} has values that are not finite: {counts} of {self.rows} rows, first in row "
-                f"{self._first['infinite']}; mend them, use --dtype float64 where they are beyond float32, or choose "
-                "other columns by --features"
+                f"{path} has values that are not finite: {counts}; mend them, use --dtype float64 where they are "
+                "beyond float32, or choose other columns by --features"
             )
         if self._missing.any() and self.missing != "drop":
             refused = self._missing.copy()
@@ -267,8 +301,7 @@ class Faults:
                 )
             if refused.any():
                 raise RequestError(
-                    f"{path} has missing values: {self._counts(refused)} of {self.rows} rows, first in row "
-                    f"{self._first['missing']}; mend them, {advice}"
+                    f"{path} has missing values: {self._counts(refused, self._first_missing)}; mend them, {advice}"
                 )
         if self.kept == 0:
             raise RequestError(f"--missing drop leaves none of the {self.rows} rows of {path}; choose other columns")
@@ -285,8 +318,10 @@ class Faults:
     def _missing_of(self) -> Iterator[tuple[str, int]]:
         return zip(self.names, self._missing.tolist(), strict=True)
 
-    def _counts(self, counts: np.ndarray) -> str:
-        return listed([f"{name} {count}" for name, count in zip(self.names, counts.tolist(), strict=True) if count])
+    def _counts(self, counts: np.ndarray, first: np.ndarray) -> str:
+        found = counts > 0
+        each = [f"{_shown(name)} {count}" for name, count in zip(self.names, counts.tolist(), strict=True) if count]
+        return f"{listed(each)} of {self.rows} rows, first in row {first[found].min()}"
 
 
 def is_numeric(kind: pa.DataType) -> bool:
@@ -301,14 +336,28 @@ def is_numeric(kind: pa.DataType) -> bool:
     )
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
 def listed(names: Sequence[str]) -> str:
-    """Names for a message; of many the first twenty."""
+    """Names for a message, in one line; of many the first twenty."""
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    return (", ".join(map(_shown, names[:_MOST_NAMED])) or "none") + more
+
+
+def _shown(name: str) -> str:
+    """A name, in quotes where one would not see what it is otherwise."""
+    return name if name.isprintable() and name and name == name.strip() else repr(name)
 
 
 def _spelled(names: Sequence[str]) -> str:
-    return ",".join(names) if len(names) <= _MOST_NAMED else f"{names[0]},{names[1]},..."
+    """Names as a shell takes them."""
+    text = ",".join(names) if len(names) <= _MOST_NAMED else f"{names[0]},{names[1]},..."
+    return shlex.quote(text) if text.isprintable() else repr(text)
 
 
 def _csv_form(path: Path, option: str) -> CsvForm:
@@ -324,14 +373,20 @@ def _csv_form(path: Path, option: str) -> CsvForm:
                 f"{option} {path} is not UTF-8: byte {head[error.start]:#04x} at offset {error.start}; save it so"
             ) from error
         text = head[: error.start].decode(encoding)
-    lines = text.lstrip("\ufeff").splitlines()[:_SNIFFED_LINES]
+    if "\0" in text:
+        raise RequestError(f"{option} {path} has NUL bytes, as no text in UTF-8 has; save it so")
+    lines = text.lstrip("\ufeff").splitlines()
+    if len(head) == _SNIFFED:
+        lines = lines[:-1] or lines  # the last is cut short
+    elif sum(not line.isspace() and line != "" for line in lines) == 1:
+        raise RequestError(f"{path} has no rows; at least two are needed")
     try:
         tables = {sign: list(csv.reader(lines, delimiter=sign)) for sign in ",;\t|"}
     except csv.Error as error:
         raise RequestError(f"{option} {path} is no CSV file: {error}") from error
     delimiter = max(tables, key=lambda sign: _columns(tables[sign]))
     rows = tables[delimiter]
-    commas = delimiter != "," and any(re.fullmatch(r"\s*[-+]?\d+,\d+\s*", cell) for row in rows for cell in row)
+    commas = delimiter != "," and any(_WITH_COMMA.fullmatch(cell) for row in rows[1:] for cell in row)
     return CsvForm(encoding, delimiter, "," if commas else ".")
 
 

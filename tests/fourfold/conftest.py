@@ -1,6 +1,7 @@
 """What the tests of the engine share."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,3 +14,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def threads_end() -> Callable[[], bool]:
+    """Whether all threads that the test began are gone, now or soon."""
+    before = set(threading.enumerate())
+
+    def ask() -> bool:
+        for thread in set(threading.enumerate()) - before:
+            thread.join(timeout=5)
+        return set(threading.enumerate()) <= before
+
+    return ask

@@ -93,7 +93,7 @@ def test_a_file_that_was_changed_since_is_read_again(table_file: Callable[..., T
         (
             ROWS.replace("50", "fifty"),
             {"target": "area"},
-            r"column 'area' .*: 1 of 20 values are text .* row 1 \('fifty'\)",
+            r"column 'area' .*: 1 of 20 values are text, first in row 1 \('fifty'\)",
         ),
         (ROWS, {"target": "price", "test_fraction": 0.95}, r"--test-fraction 0\.95 leaves 1 of 20 rows"),
         ("a,b\n1,2\n", {"target": "b"}, "rows has 1 row; at least two"),
