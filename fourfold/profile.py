@@ -1,8 +1,8 @@
 """What is known of columns of numbers without the numbers: range, mean, deviation. Needs numpy alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -67,56 +67,6 @@ class Profile:
         return {
             name: {part: float(values[number]) for part, values in parts.items()} for number, name in enumerate(names)
         }
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far a column's values are from those of the training.
-
-    Attributes:
-        outside: share of the values that are outside of the training's range.
-        shift: of the mean, in deviations of the training; infinite where the training's was 0 and the mean moved.
-    """
-
-    column: str
-    low: float
-    high: float
-    mean: float
-    training_low: float
-    training_high: float
-    training_mean: float
-    outside: float
-    shift: float
-
-
-def drift(
-    names: Sequence[str], seen: Profile, outside: np.ndarray, training: Mapping[str, Mapping[str, Any]]
-) -> list[Drift]:
-    """Compare what was seen with the training's profile.
-
-    Args:
-        names: of the columns, in order.
-        outside: (columns,) how many of the values are outside of the training's range.
-        training: as `Profile.as_plain` gives it.
-    """
-    found = []
-    for number, name in enumerate(names):
-        before = training[name]
-        moved, deviation = float(seen.mean[number]) - before["mean"], before["deviation"]
-        found.append(
-            Drift(
-                name,
-                float(seen.low[number]),
-                float(seen.high[number]),
-                float(seen.mean[number]),
-                before["low"],
-                before["high"],
-                before["mean"],
-                float(outside[number] / max(seen.count[number], 1)),
-                moved / deviation if deviation else (0.0 if not moved else float(np.copysign(np.inf, moved))),
-            )
-        )
-    return found
 
 
 def _of_column(values: np.ndarray) -> tuple[float, float, float, float, float]:

@@ -14,8 +14,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from fourfold.configuration import PredictConfig
+from fourfold.drift import Drift, Range, drift
 from fourfold.errors import ParityError, RequestError
-from fourfold.profile import Drift, Profile, drift
 from fourfold.scoring import InputError, Scorer
 from fourfold.structure import Refused, form_of, read_model
 from fourfold.tables import TableFile, ahead, is_numeric, listed, open_table
@@ -25,6 +25,7 @@ from tasks.steps import step
 from tasks.tracking import RunRecord
 
 PREDICTED = "predicted_"
+Kept = dict[str, pa.Array]
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ def predict(ready: Ready, record: RunRecord, folder: Path) -> Predicted:
             write(kept | {f"{PREDICTED}{name}": pa.array(y[:, number]) for number, name in enumerate(scorer.targets)})
             if not ready.file:
                 points += [(tuple(row), tuple(answer)) for row, answer in zip(x.tolist(), y.tolist(), strict=True)]
-            report(inputs.rows)
-    predicted = Predicted(inputs.rows, tuple(points), inputs.drift(), outputs.drift())
+            report(outputs.rows)
+    predicted = Predicted(outputs.rows, tuple(points), inputs.drift(), outputs.drift())
     _record(ready, predicted, record, folder)
     return predicted
 
@@ -131,28 +132,29 @@ class _Seen:
 
     def __init__(self, names: Sequence[str], training: Mapping[str, Any] | None) -> None:
         self.names, self.training, self.rows = names, training, 0
-        self.profile, self.outside = Profile.empty(len(names)), np.zeros(len(names))
+        self.range = Range.empty(len(names))
+        self.outside = np.zeros(len(names))
         if training:
             self.low, self.high = (np.array([training[name][end] for name in names]) for end in ("low", "high"))
 
     def add(self, values: np.ndarray) -> None:
-        here = Profile.of(values)
+        here = Range.of(values)
         self.rows += len(values)
-        self.profile = self.profile.joined(here)
+        self.range = self.range.joined(here)
         if self.training:
             for number in np.flatnonzero((here.low < self.low) | (here.high > self.high)):
                 column = values[:, number]
                 self.outside[number] += np.count_nonzero((column < self.low[number]) | (column > self.high[number]))
 
     def drift(self) -> tuple[Drift, ...]:
-        return tuple(drift(self.names, self.profile, self.outside, self.training)) if self.training else ()
+        return tuple(drift(self.names, self.range, self.outside, self.training)) if self.training else ()
 
 
 def _kinds(scorer: Scorer) -> tuple[tuple[str, tuple[str, ...]], tuple[str, tuple[str, ...]]]:
     return ("features", scorer.features), ("targets", scorer.targets)
 
 
-def _chunks(ready: Ready) -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
+def _chunks(ready: Ready) -> Iterator[tuple[Kept, np.ndarray]]:
     """The columns to keep, and the model's input, some ten thousands of rows at a time."""
     scorer, file = ready.scorer, ready.file
     if file is None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fourfold.configuration import PredictConfig
-from fourfold.profile import Drift
+from fourfold.drift import Drift
 from tasks import services
 from tasks.predict import Predicted, Ready
 from tasks.reporting import Table
