@@ -223,12 +223,17 @@ def matrix(batch: pa.RecordBatch, names: Sequence[str], dtype: type | np.dtype) 
     values = np.empty((len(names), batch.num_rows), dtype=dtype)
     with np.errstate(over="ignore"):  # beyond float32 it becomes infinite, which is looked for afterwards
         for number, name in enumerate(names):
-            column = batch.column(batch.schema.get_field_index(name))
-            kind = column.type
-            if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-                column = column.cast(pa.float64(), safe=False)
-            values[number] = column.to_numpy(zero_copy_only=False)
+            values[number] = numbers(batch.column(batch.schema.get_field_index(name)))
     return values.T
+
+
+def numbers(column: pa.Array) -> np.ndarray:
+    """A numeric column as (rows,), not copied where that is possible; a missing value becomes NaN."""
+    kind = column.type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        column = column.cast(pa.float64(), safe=False)
+    values: np.ndarray = column.to_numpy(zero_copy_only=False)
+    return values
 
 
 def ahead(produce: Callable[[], Iterator[Item]]) -> Iterator[Item]:

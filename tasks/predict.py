@@ -18,7 +18,7 @@ from fourfold.drift import Drift, Range, drift
 from fourfold.errors import ParityError, RequestError
 from fourfold.scoring import InputError, Scorer
 from fourfold.structure import Refused, form_of, read_model
-from fourfold.tables import TableFile, ahead, is_numeric, listed, open_table
+from fourfold.tables import TableFile, ahead, is_numeric, listed, numbers, open_table
 from tasks.find_model import FoundModel, locate
 from tasks.reporting import progress
 from tasks.steps import step
@@ -164,7 +164,7 @@ def _chunks(ready: Ready) -> Iterator[tuple[Kept, np.ndarray]]:
     done = 0
     text = [name for name in ready.keep if name not in scorer.features]
     for batch in file.chunks(scorer.features, text):
-        columns = {name: _numbers(batch.column(name)) for name in scorer.features}
+        columns = {name: numbers(batch.column(name)) for name in scorer.features}
         yield {name: batch.column(name) for name in ready.keep}, _matrix(scorer, columns, str(file.path), done + 1)
         done += batch.num_rows
 
@@ -174,15 +174,6 @@ def _matrix(scorer: Scorer, columns: Mapping[str, np.ndarray], where: str, first
         return scorer.matrix(columns, first_row)
     except InputError as error:
         raise RequestError(f"{where}: {error}") from error
-
-
-def _numbers(column: pa.Array) -> np.ndarray:
-    """A numeric column without copying it where that is possible; missing values become NaN."""
-    kind = column.type
-    if column.null_count or not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-        column = column.cast(pa.float64(), safe=False)
-    numbers: np.ndarray = column.to_numpy(zero_copy_only=False)
-    return numbers
 
 
 def _check_columns(file: TableFile, scorer: Scorer, keep: Sequence[str]) -> None:

@@ -150,7 +150,7 @@ def test_drift_is_told_per_column_against_the_training(
         ({"output": "nowhere/o.csv"}, "there is no folder .*nowhere"),
         ({"input": "nowhere.csv"}, "--input .*nowhere.csv: no such file; give the path of a"),
         ({"input": "lacking.csv"}, "lacking.csv has no column 'Höhe'; the model takes area, living room, Höhe"),
-        ({"input": "text.csv"}, r"column 'area' of .*: 1 of 2 values are text or missing, first in row 2 \('large'\)"),
+        ({"input": "text.csv"}, r"column 'area' of .*: 1 of 2 values are text, first in row 2 \('large'\)"),
         ({"input": "dates.parquet"}, "column 'area' of .* holds date32"),
         ({"input": "empty.csv"}, "empty.csv has no rows"),
         ({"input": "infinite.csv"}, "column 'area' is inf in row 2; the model takes finite numbers"),
