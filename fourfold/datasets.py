@@ -12,7 +12,7 @@ from torch import Tensor
 from fourfold.errors import RequestError
 from fourfold.profile import Profile
 from fourfold.streams import HELD_OUT, TRAINING, VALIDATION, Rows, Stream, choose_parts
-from fourfold.tables import Faults, TableFile, matrix
+from fourfold.tables import Faults, TableFile, listed, matrix
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ def make_dataset(
         missing: "mean" where the table's features may hold NaN.
 
     Raises:
-        RequestError: fewer than two rows, or fewer than two left to train on, or values beyond the dtype.
+        RequestError: fewer than two rows, or fewer than two left to train on, or values beyond the dtype, or a feature
+            that is to be filled and has no value in the training rows.
     """
     chosen = choose_parts(name, len(table.x), {HELD_OUT: test_fraction, VALIDATION: validation_fraction}, seed)
 
@@ -170,7 +171,7 @@ def make_dataset(
             raise RequestError(f"{name} has values beyond the range of {dtype}; use --dtype float64")
         return converted
 
-    return Dataset(
+    data = Dataset(
         name,
         table.features,
         table.targets,
@@ -183,17 +184,35 @@ def make_dataset(
         sha256=_sha256(table),
         missing=missing,
     )
+    _check_means(data)
+    return data
 
 
 def streamed_dataset(name: str, stream: Stream, *, missing: str = "error") -> Dataset:
-    """The dataset whose rows a stream reads, with its samples at hand."""
+    """The dataset whose rows a stream reads, with its samples at hand.
+
+    Raises:
+        RequestError: a feature that is to be filled has no value in the training rows.
+    """
     (x, y), (x_test, y_test), (x_validation, y_validation) = (
         stream.samples[part] for part in (TRAINING, HELD_OUT, VALIDATION)
     )
     features, targets = stream.names[: stream.width], stream.names[stream.width :]
-    return Dataset(
+    data = Dataset(
         name, features, targets, x, y, x_test, y_test, x_validation, y_validation, stream.sha256, missing, stream
     )  # fmt: skip
+    _check_means(data)
+    return data
+
+
+def _check_means(data: Dataset) -> None:
+    if data.missing != "mean":
+        return
+    if empty := [name for name, count in zip(data.features, data.profile[0].count, strict=True) if not count]:
+        raise RequestError(
+            f"{data.name} has no value of {listed(empty)} in its training rows, so that there is no mean to fill in; "
+            "leave it out by --features, or change --seed or --test-fraction, which decide the training rows"
+        )
 
 
 def _sha256(table: Table) -> str:

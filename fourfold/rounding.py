@@ -112,8 +112,13 @@ class _RunningError(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args, kwargs = tuple(map(self._number, args)), {key: self._number(a) for key, a in (kwargs or {}).items()}
         name = func.overloadpacket.__name__
         errors: Any = None
-        # Also what is made of parameters alone is rounded; only what is made of nothing is exact.
-        if not self.unknown and _tensors_in((*args, *kwargs.values())):
+        tensors = _tensors_in((*args, *kwargs.values()))
+        if name == "lift_fresh":  # a tensor that the network's code made of numbers
+            tensors = []
+            if self.numbers is not None:
+                args = (args[0].to(self.numbers).to(args[0].dtype),)
+        # Also what is made of parameters alone is rounded; what is made of numbers alone is as they are.
+        if not self.unknown and tensors:
             # Before the operation itself, which may be in place.
             rule = _RULES.get(name.removesuffix("_"))
             if name in _VIEWS:
@@ -122,13 +127,17 @@ class _RunningError(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.unknown = f"{name} on memory that two tensors share"
             elif name == "pow" and not (isinstance(args[0], Tensor) and isinstance(args[1], (int, float))):
                 self.unknown = "pow with a tensor as its exponent"
-            elif rule is not None:
-                errors = rule(self, *args, **kwargs)
-            else:
+            elif rule is None:
                 self.unknown = name
+            elif name != "where" and any(tensor.dtype == torch.bool for tensor in tensors):
+                self.unknown = f"{name} of a condition"
+            else:
+                errors = rule(self, *args, **kwargs)
         result = func(*args, **kwargs)
         if name in _PRODUCTS:
             self.product = result
+        if not tensors and isinstance(result, Tensor) and result.is_floating_point():
+            errors = self._of_numbers(result)
         if errors is not None:
             results, all_errors = (result, errors) if isinstance(result, (list, tuple)) else ((result,), (errors,))
             for tensor, error in zip(results, all_errors, strict=True):
@@ -153,8 +162,11 @@ class _RunningError(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The error of an argument: a tensor's, or what rounding a number of the code is off by."""
         if isinstance(value, Tensor):
             return self.tensor(value)
-        rounded = torch.tensor(float(value), dtype=torch.float32 if self.unit > 1e-10 else torch.float64)
-        return 0.0 if float(rounded) == value else self.unit * abs(value)
+        return float(self._of_numbers(torch.tensor(float(value), dtype=torch.float64)))
+
+    def _of_numbers(self, values: Tensor) -> Tensor:
+        rounded = values.to(torch.float32 if self.unit > 1e-10 else torch.float64)
+        return torch.where(rounded == values, 0.0, self.unit * values.abs())
 
     def _moved(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         def errors(value: Any) -> Any:
