@@ -103,7 +103,7 @@ class TableFile:
             fault = re.search(r"In CSV column #(\d+): CSV conversion error to (double|bool|string)", str(error))
             name = self.schema.names[int(fault[1])] if fault else ""
             if fault and fault[2] == "string":
-                raise RequestError(f"column {name!r} of {self.path} is not UTF-8; save the file so") from error
+                raise RequestError(f"column {name!r} of {self.path} is not UTF-8; save the file as UTF-8") from error
             if fault:
                 raise RequestError(f"{self.why_not_numbers(name)}; mend them, or leave the column out") from error
             reason = self._with_its_line(error) if self.csv else error
@@ -375,11 +375,11 @@ def _csv_form(path: Path, option: str) -> CsvForm:
     except UnicodeDecodeError as error:
         if error.start < len(head) - 4:  # else a letter is cut in two
             raise RequestError(
-                f"{option} {path} is not UTF-8: byte {head[error.start]:#04x} at offset {error.start}; save it so"
+                f"{option} {path} is not UTF-8: byte {head[error.start]:#04x} at offset {error.start}; save it as UTF-8"
             ) from error
         text = head[: error.start].decode(encoding)
     if "\0" in text:
-        raise RequestError(f"{option} {path} has NUL bytes, as no text in UTF-8 has; save it so")
+        raise RequestError(f"{option} {path} has NUL bytes, as no text has; save it as UTF-8")
     lines = text.lstrip("\ufeff").splitlines()
     if len(head) == _SNIFFED:
         lines = lines[:-1] or lines  # the last is cut short
