@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import pyarrow.parquet
 from fourfold.configuration import PredictConfig
 from fourfold.drift import Drift, Range, drift
 from fourfold.errors import ParityError, RequestError
+from fourfold.onnx_file import file_sha256
 from fourfold.scoring import InputError, Scorer
 from fourfold.structure import Refused, form_of, read_model
 from fourfold.tables import TableFile, ahead, is_numeric, listed, numbers, open_table
@@ -110,10 +113,13 @@ def predict(ready: Ready, record: RunRecord, folder: Path) -> Predicted:
     scorer, training = ready.scorer, ready.scorer.training
     inputs, outputs = (_Seen(names, training.get(kind)) for kind, names in _kinds(scorer))
     points: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
+    started = time.perf_counter()
     with (
+        ThreadPoolExecutor(1) as beside,
         _writer(ready.output) as write,
         progress("predicting", ready.file.rows if ready.file else len(ready.points), "row") as report,
     ):
+        digest = beside.submit(file_sha256, ready.file.path) if ready.file else None
         for kept, x in ahead(lambda: _chunks(ready)):
             y = scorer.predict(x)
             inputs.add(x)
@@ -122,6 +128,8 @@ def predict(ready: Ready, record: RunRecord, folder: Path) -> Predicted:
             if not ready.file:
                 points += [(tuple(row), tuple(answer)) for row, answer in zip(x.tolist(), y.tolist(), strict=True)]
             report(outputs.rows)
+        record.tags({"input.sha256": digest.result() if digest else None})
+    record.metrics({"rows": outputs.rows, "seconds": time.perf_counter() - started})
     predicted = Predicted(outputs.rows, tuple(points), inputs.drift(), outputs.drift())
     _record(ready, predicted, record, folder)
     return predicted
@@ -255,7 +263,6 @@ def _record(ready: Ready, predicted: Predicted, record: RunRecord, folder: Path)
             "output": str(ready.output) if ready.output else None,
         }
     )
-    record.metrics({"rows": predicted.rows})
     drifts = {"inputs": predicted.inputs, "outputs": predicted.outputs}
     if predicted.inputs:
         record.document({kind: [vars(one) for one in some] for kind, some in drifts.items()}, folder / "drift.json")

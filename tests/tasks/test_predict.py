@@ -1,5 +1,6 @@
 """Predictions for rows and points in this process: what is read, refused, written and recorded."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -62,11 +63,16 @@ def by_hand(frame: pd.DataFrame) -> np.ndarray:
 
 @pytest.mark.parametrize("rows", [1, 65_536, 150_001])
 def test_every_row_is_predicted_in_order_whatever_the_chunks(
-    rows: int, model: str, record: RunRecord, tmp_path: Path
+    rows: int, model: str, record: RunRecord, store: MlflowClient, tmp_path: Path
 ) -> None:
     path = table(tmp_path / "rows.parquet", rows, key=np.arange(rows))
     made = run(record, tmp_path, model=model, input=str(path), output=str(tmp_path / "o.parquet"), keep="key")
     assert made.rows == rows
+    stored = store.get_run(record.run_id).data
+    assert stored.metrics["rows"] == rows
+    assert stored.metrics["seconds"] > 0
+    assert stored.tags["input.sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (stored.tags["model"], stored.tags["output"]) == (model, str(tmp_path / "o.parquet"))
     written = pd.read_parquet(tmp_path / "o.parquet")
     assert written["key"].tolist() == list(range(rows))
     assert written["predicted_price"].dtype == np.float32
