@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import starmap
 from typing import cast
 
 import numpy as np
@@ -317,16 +318,14 @@ class StreamedBatches:
         left: list[Rows] = []
         for x, y in self.shuffled(self.generator):
             needed = self.size - sum(len(inputs) for inputs, _ in left)
-            left.append((x[:needed], y[:needed]))
+            if len(x):  # else the last batch might have no rows, and a mean of none is no number
+                left.append((x[:needed], y[:needed]))
             if len(x) < needed:
                 continue
             yield self.as_seen(*_joined(left))
-            left = []
-            for inputs, targets in _cut(x[needed:], y[needed:], self.size):
-                if len(inputs) == self.size:
-                    yield self.as_seen(inputs, targets)
-                else:
-                    left = [(inputs.clone(), targets.clone())]  # a view would hold the whole piece
+            end = len(x) - (len(x) - needed) % self.size
+            yield from starmap(self.as_seen, _cut(x[needed:end], y[needed:end], self.size))
+            left = [(x[end:].clone(), y[end:].clone())] if end < len(x) else []  # a view would hold the whole piece
         if left:
             yield self.as_seen(*_joined(left))
 
