@@ -1,6 +1,7 @@
 """Rows to learn from: the two built-in sets of the exercise, and CSV and Parquet files."""
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,13 +130,19 @@ def read_table(file: TableFile, features: Sequence[str], targets: Sequence[str],
     """
     names = (*features, *targets)
     faults = Faults(file, features, targets, missing)
-    parts = [np.empty((0, len(names)))]
+    parts: deque[np.ndarray] = deque()
     for batch in file.chunks(names):
         values = matrix(batch, names, np.float64)
         parts.append(values[faults.keep(values)])
     faults.judge()
-    values = np.concatenate(parts)
-    return Table(tuple(features), tuple(targets), values[:, : len(features)].copy(), values[:, len(features) :].copy())
+    x, y = (np.empty((faults.kept, len(columns))) for columns in (features, targets))
+    first = 0
+    while parts:  # each goes as it is copied: the rows are not held twice
+        values = parts.popleft()
+        last = first + len(values)
+        x[first:last], y[first:last] = values[:, : len(features)], values[:, len(features) :]
+        first = last
+    return Table(tuple(features), tuple(targets), x, y)
 
 
 def make_dataset(

@@ -395,6 +395,23 @@ class TestRowGroups:
         assert sum(sizes) == len(x)
 
 
+def test_rows_are_copied_once_on_their_way_to_memory(tmp_path: Path) -> None:
+    """As chunks, and as the table; tracemalloc counts what is asked for, though its pages come as chunks go."""
+    rows, width = 600_000, 8
+    column = np.arange(float(rows))
+    path = parquet(tmp_path, {f"c{number}": column + number for number in range(width)})
+    file = open_table(path)
+    names = choose_columns(file, ("c0",))
+    tracemalloc.start()
+    try:
+        table = read_table(file, *names)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(table.x[:, -1], column + width - 1)
+    assert peak < 2.5 * rows * width * 8
+
+
 class TestDamagedParquet:
     @pytest.fixture
     def content(self, tmp_path: Path) -> bytearray:
