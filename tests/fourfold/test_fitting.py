@@ -640,17 +640,11 @@ class TestStreamedBatches:
                 pieces.append(weakref.ref(piece))
                 x = torch.from_numpy(piece)
                 del piece
-<<<<<<< HEAD
-                yield x, x
-
-        batches = StreamedBatches(shuffled, lambda: iter(()), lambda x, y: (x, y), torch.zeros(1, 1), self.ROWS, 8, 0)
-=======
                 yield x, torch.zeros(rows, 1)
 
         batches = StreamedBatches(
             shuffled, lambda: iter(()), lambda x, y: (x + 1, y), torch.zeros(1, 1), self.ROWS, 8, 0
         )
->>>>>>> tabletests
         assert sum(len(x) for x, _ in batches.epoch()) == self.ROWS
         assert len(pieces) == 3
 
