@@ -159,8 +159,11 @@ def test_the_same_request_gives_the_same_bits(workplace: Workplace) -> None:
     x = random.normal(size=(60, 2))
     columns = {"first": x[:, 0], "second": x[:, 1] > 0, "result": x.sum(axis=1), "name": ["Ulm"] * 60}
     pyarrow.csv.write_csv(pa.table(columns), workplace.folder / "some rows.csv")
-    request = "--data,some rows.csv,--target,result,--features,first,--features,second,--model,mlp,--batch-size,16,--epochs,20,--optimizer,adam,--json"
-    first, second = (workplace.run(*request.split(",")) for _ in range(2))
+    request = [
+        "--data", "some rows.csv", "--target", "result", "--features", "first,second", "--model", "mlp", "--batch-size",
+        "16", "--epochs", "20", "--optimizer", "adam", "--json",
+    ]  # fmt: skip
+    first, second = (workplace.run(*request) for _ in range(2))
     assert (first.code, second.code) == (0, 0), first.err
     models = [onnx.load(ended.result["model"]["path"]) for ended in (first, second)]
     assert models[0].metadata_props != models[1].metadata_props
