@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fourfold.profile import Drift, Profile, drift
+from fourfold.drift import Drift, Range, drift
+from fourfold.profile import Profile
 
 
 def rows(count: int = 997, dtype: Any = np.float64, missing: float = 0.1) -> np.ndarray:
@@ -118,7 +119,7 @@ BEFORE = {
 
 class TestDrift:
     def of(self, values: Any, outside: Any) -> list[Drift]:
-        return drift(("a", "b"), Profile.of(np.array(values, dtype=float)), np.array(outside), BEFORE)
+        return drift(("a", "b"), Range.of(np.array(values, dtype=float)), np.array(outside), BEFORE)
 
     def test_shift_and_shares(self) -> None:
         a, b = self.of([[9.0, 1.0], [11.0, 1.0], [13.0, 1.0], [np.nan, 1.0]], [2, 0])

@@ -56,7 +56,7 @@ def filled(core: str, dtype: torch.dtype = torch.float32, *, scaled: bool = True
     if scaled:
         targets = torch.ones(2 if core == "mlp" else 1, dtype=torch.float64)
         moments = (VALUES.double(), 2 * torch.ones(3, dtype=torch.float64), 1e3 * targets, 50 * targets)
-        network = Standardized.to_moments(inner, *moments)
+        network = Standardized.to_moments(inner, *moments, dtype=dtype)
     return Filled(network, VALUES.to(dtype)).eval().requires_grad_(False)
 
 
