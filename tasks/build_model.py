@@ -53,12 +53,13 @@ class BuiltModel:
         """The training rows as a fit takes them, in an order that the seed decides."""
         if self.stream is None:
             return Batches(self.x, self.y, size, seed)
+        assert size is not None, "rows on disk are never one batch"
         stream, network, device = self.stream, self.network, self.x.device
         return StreamedBatches(
             stream.shuffled,
             lambda: ((x, y) for part, x, y in stream.chunks() if part == TRAINING),
             lambda x, y: as_seen(network, x.to(device), y.to(device)),
-            self.y, stream.count(TRAINING), size or stream.count(TRAINING), seed,
+            self.y, stream.count(TRAINING), size, seed,
         )  # fmt: skip
 
     @property

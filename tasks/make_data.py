@@ -30,7 +30,13 @@ def load(config: TrainConfig) -> Dataset:
     rows = TrainConfig(**{name: getattr(config, name) for name in _DECIDES_ROWS})
     path = Path(config.data)
     state = path.stat() if config.is_file and path.is_file() else None
-    return _load(rows, (state.st_mtime_ns, state.st_size, state.st_ino) if state else None)
+    data = _load(rows, (state.st_mtime_ns, state.st_size, state.st_ino) if state else None)
+    if data.stream and config.batch_size is None:
+        raise RequestError(
+            f"--data {config.data} is read anew for each epoch, so that its {data.rows} rows cannot be one batch: "
+            "give --batch-size, as 8192, or --no-stream to hold them all in memory"
+        )
+    return data
 
 
 @lru_cache(maxsize=1)
@@ -51,9 +57,7 @@ def _load(config: TrainConfig, _file_state: tuple[int, int, int] | None) -> Data
     file = open_table(Path(config.data))
     features, targets = choose_columns(file, config.target, config.features)
     if config.stream or (config.stream is None and _bytes(file, len(features) + len(targets), dtype) > STREAM_BEYOND):
-        stream = open_stream(
-            file, features, targets, missing=config.missing, **split
-        )  # fmt: skip
+        stream = open_stream(file, features, targets, missing=config.missing, **split)
         return streamed_dataset(config.data_name, stream, missing=config.missing)
     table = read_table(file, features, targets, missing=config.missing)
     return make_dataset(config.data_name, table, missing=config.missing, **split)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
-from fourfold.errors import RequestError
 from fourfold.fitting import try_out
 from tasks import services
 from tasks.build_model import build
@@ -28,11 +27,6 @@ def check(config: TrainConfig) -> TrainConfig:
     settled = settle(config)
     services.check_tracking()
     data = load(settled)
-    if data.stream and settled.batch_size is None:
-        raise RequestError(
-            f"--data {settled.data} is read anew for each epoch, so that its {data.rows} rows cannot be one batch: "
-            "give --batch-size, as 8192, or --no-stream to hold them all in memory"
-        )
     points(settled, data)
     build(settled, two_rows(data))
     return settled
