@@ -77,10 +77,8 @@ class Dataset:
 
     def covariance(self) -> Tensor:
         """Of the training rows' features, (features, features) float64; a missing one stands at its mean."""
-        mean, total = (
-            torch.from_numpy(self.profile[0].mean),
-            torch.zeros(len(self.features), len(self.features)).double(),
-        )
+        mean = torch.from_numpy(self.profile[0].mean)
+        total = torch.zeros(len(mean), len(mean), dtype=torch.float64)
         for part, x, _ in self.chunks():
             if part == TRAINING:
                 apart = (x.cpu().double() - mean).nan_to_num()

@@ -1,6 +1,7 @@
 """A model as an ONNX file: what it promises to be, and how it predicts. Needs onnxruntime and numpy alone."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +40,19 @@ def open_session(content: bytes, *, optimized: bool = True) -> onnxruntime.Infer
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def predict(path: Path, x: np.ndarray) -> np.ndarray:
-    """Predict (rows, targets) from raw (rows, features) with a model file, by onnxruntime; x is cast to its dtype."""
+def predictor(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Open a model file once, to predict as `predict` does, as often as wanted."""
     session = open_session(path.read_bytes())
     (taken,) = session.get_inputs()
     dtype = np.float64 if taken.type == "tensor(double)" else np.float32
-    prediction: np.ndarray = session.run(None, {taken.name: x.astype(dtype)})[0]
-    return prediction
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        prediction: np.ndarray = session.run(None, {taken.name: x.astype(dtype)})[0]
+        return prediction
+
+    return predict
+
+
+def predict(path: Path, x: np.ndarray) -> np.ndarray:
+    """Predict (rows, targets) from raw (rows, features) with a model file, by onnxruntime; x is cast to its dtype."""
+    return predictor(path)(x)

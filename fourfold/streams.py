@@ -269,8 +269,5 @@ def _split(values: Tensor, width: int) -> Rows:
 
 
 def _sha256(path: Path, names: tuple[str, ...]) -> str:
-    digest = hashlib.sha256("\0".join(names).encode())
     with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.sha256("\0".join(names).encode())).hexdigest()

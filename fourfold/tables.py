@@ -218,6 +218,16 @@ def choose_columns(
     return tuple(features or usable), tuple(targets)
 
 
+def check_points(rows: Sequence[Sequence[float]], features: Sequence[str]) -> None:
+    """Raise RequestError where a row that was typed has not one value for each feature."""
+    for row in rows:
+        if len(row) != len(features):
+            raise RequestError(
+                f"--at {','.join(f'{value:g}' for value in row)} has {len(row)} values; the model takes "
+                f"{len(features)}: {listed(features)}"
+            )
+
+
 def matrix(batch: pa.RecordBatch, names: Sequence[str], dtype: type | np.dtype) -> np.ndarray:
     """Numeric columns as (rows, columns), each column in one piece; a missing value becomes NaN."""
     values = np.empty((len(names), batch.num_rows), dtype=dtype)
@@ -300,7 +310,8 @@ class Faults:
             refused = self._missing.copy()
             advice = "or take --missing drop, or --missing mean, which fills them inside the network"
             if self.missing == "mean":
-                refused[[name not in self.targets and count < self.rows for name, count in self._missing_of()]] = 0
+                is_feature = np.array([name not in self.targets for name in self.names])
+                refused[is_feature & (self._missing < self.rows)] = 0
                 advice = (
                     "a target cannot be filled, nor a column without any value: take --missing drop, or leave it out"
                 )
@@ -319,9 +330,6 @@ class Faults:
                 )
             advice = f"leave it out: --features {_spelled(kept)}" if kept else "there is nothing to learn from"
             raise RequestError(f"column {constant[0]!r} of {path} is the same in every row; {advice}")
-
-    def _missing_of(self) -> Iterator[tuple[str, int]]:
-        return zip(self.names, self._missing.tolist(), strict=True)
 
     def _counts(self, counts: np.ndarray, first: np.ndarray) -> str:
         found = counts > 0

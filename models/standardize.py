@@ -70,9 +70,7 @@ class Standardized(nn.Module):
                 stays zero and a core without an intercept is a network without one.
             x_covariance: (features, features), where the features are to be rotated as well.
         """
-        x_moments, y_moments = (
-            _scale(*moments, centred) for moments in ((x_mean, x_deviation), (y_mean, y_deviation))
-        )  # fmt: skip
+        x_moments, y_moments = _scale(x_mean, x_deviation, centred), _scale(y_mean, y_deviation, centred)
         rotation = None
         if x_covariance is not None:
             shift, scale = x_moments
@@ -80,9 +78,7 @@ class Standardized(nn.Module):
             moments = (x_covariance + torch.outer(apart, apart)) / torch.outer(scale, scale)
             stored = torch.finfo(dtype).eps ** 2 * (1 + (shift / scale) ** 2)
             rotation = whitening(moments, stored)
-        made = cls(core, *x_moments, *y_moments)
-        made.x_rotation = rotation
-        return made.to(dtype)
+        return cls(core, *x_moments, *y_moments, rotation).to(dtype)
 
     def scale_features(self, x: Tensor) -> Tensor:
         """Raw (rows, features) to what the core sees."""

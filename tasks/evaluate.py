@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
-from fourfold.errors import RequestError
 from fourfold.losses import LOSSES, is_squared, is_sum
 from fourfold.profile import Profile
 from fourfold.streams import TRAINING, VALIDATION
-from fourfold.tables import CHUNK_ROWS
+from fourfold.tables import CHUNK_ROWS, check_points
 from tasks.build_model import BuiltModel
 from tasks.steps import step
 from tasks.tracking import RunRecord
@@ -67,12 +66,7 @@ class Evaluation:
 def points(config: TrainConfig, data: Dataset) -> Tensor:
     """The rows to predict, (points, features); raises RequestError where one is of another width."""
     rows = config.at or (((4.0,),) if len(data.features) == 1 else ())
-    for row in rows:
-        if len(row) != len(data.features):
-            raise RequestError(
-                f"--at {','.join(f'{value:g}' for value in row)} has {len(row)} values; the model takes "
-                f"{len(data.features)}: {', '.join(data.features)}"
-            )
+    check_points(rows, data.features)
     return torch.tensor(rows, dtype=data.x.dtype).reshape(-1, len(data.features))
 
 

@@ -21,7 +21,7 @@ from fourfold.errors import ParityError, RequestError
 from fourfold.onnx_file import file_sha256
 from fourfold.scoring import InputError, Scorer
 from fourfold.structure import Refused, form_of, read_model
-from fourfold.tables import TableFile, ahead, is_numeric, listed, numbers, open_table
+from fourfold.tables import TableFile, ahead, check_points, is_numeric, listed, numbers, open_table
 from tasks.find_model import FoundModel, locate
 from tasks.reporting import progress
 from tasks.steps import step
@@ -77,12 +77,7 @@ def prepare(config: PredictConfig) -> Ready:
     found = locate(config.model)
     scorer, sha256 = _open(found)
     file = open_table(Path(config.input), "--input") if config.input else None
-    for row in config.at:
-        if len(row) != len(scorer.features):
-            raise RequestError(
-                f"--at {','.join(f'{value:g}' for value in row)} has {len(row)} values; the model takes "
-                f"{len(scorer.features)}: {listed(scorer.features)}"
-            )
+    check_points(config.at, scorer.features)
     keep = config.keep if file else scorer.features
     ready = Ready(found, sha256, scorer, file, np.array(config.at), keep, output)
     if file:
@@ -111,7 +106,8 @@ def _open(found: FoundModel) -> tuple[Scorer, str]:
 def predict(ready: Ready, record: RunRecord, folder: Path) -> Predicted:
     """Predict all rows, write them beside their keys, and record what was seen."""
     scorer, training = ready.scorer, ready.scorer.training
-    inputs, outputs = (_Seen(names, training.get(kind)) for kind, names in _kinds(scorer))
+    inputs = _Seen(scorer.features, training.get("features"))
+    outputs = _Seen(scorer.targets, training.get("targets"))
     points: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
     started = time.perf_counter()
     with (
@@ -156,10 +152,6 @@ class _Seen:
 
     def drift(self) -> tuple[Drift, ...]:
         return tuple(drift(self.names, self.range, self.outside, self.training)) if self.training else ()
-
-
-def _kinds(scorer: Scorer) -> tuple[tuple[str, tuple[str, ...]], tuple[str, tuple[str, ...]]]:
-    return ("features", scorer.features), ("targets", scorer.targets)
 
 
 def _chunks(ready: Ready) -> Iterator[tuple[Kept, np.ndarray]]:

@@ -17,7 +17,7 @@ from fourfold.datasets import Dataset
 from fourfold.errors import FourfoldError, ParityError, RegistrationError, first_line
 from fourfold.golden import FILE_NAME as GOLDEN
 from fourfold.golden import prove_again, read_golden
-from fourfold.onnx_file import ExportedModel, file_sha256, predict
+from fourfold.onnx_file import ExportedModel, file_sha256, predictor
 from fourfold.parity import Expectation, ParityReport, compare
 from fourfold.structure import Refused
 from tasks import flavor
@@ -208,5 +208,6 @@ def improvement(rmse: float, champions: float) -> float:
 
 def _rmse(path: Path, data: Dataset) -> float:
     """Judge a model file on the rows that decide."""
-    pairs = ((predict(path, x.numpy()), y.numpy()) for part, x, y in data.chunks() if part == data.judged_on)
+    predict = predictor(path)
+    pairs = ((predict(x.numpy()), y.numpy()) for part, x, y in data.chunks() if part == data.judged_on)
     return accuracy(pairs).rmse

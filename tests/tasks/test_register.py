@@ -311,15 +311,15 @@ class TestTwoAtOnce:
         def register_both(scored: Callable[[str], None], moving: Callable[[str], None]) -> dict[str, Registered]:
             registering([[1.5]])
             barrier, met = threading.Barrier(2, timeout=60), set[str]()
-            real_predict, real_move = step.predict, MlflowClient.set_registered_model_alias
+            real_predictor, real_move = step.predictor, MlflowClient.set_registered_model_alias
 
-            def predict(path: Path, x: np.ndarray) -> np.ndarray:
+            def predictor(path: Path) -> Callable[[np.ndarray], np.ndarray]:
                 name = threading.current_thread().name
                 if name not in met:
                     met.add(name)
                     barrier.wait()
                     scored(name)
-                return real_predict(path, x)
+                return real_predictor(path)
 
             def move(client: MlflowClient, *arguments: Any) -> None:
                 name = threading.current_thread().name
@@ -331,7 +331,7 @@ class TestTwoAtOnce:
                 threading.current_thread().name = name
                 return registering([[w]])
 
-            monkeypatch.setattr(step, "predict", predict)
+            monkeypatch.setattr(step, "predictor", predictor)
             monkeypatch.setattr(MlflowClient, "set_registered_model_alias", move)
             with ThreadPoolExecutor(2) as pool:
                 made = {name: pool.submit(named, name, w) for name, w in (("better", 1.9), ("middling", 1.7))}
