@@ -26,7 +26,7 @@ from tasks import make_data
 from tasks.build_model import BuiltModel, build
 from tasks.evaluate import evaluate
 from tasks.export_onnx import export_onnx
-from tasks.make_data import load, make_data
+from tasks.make_data import load
 from tasks.request import check, check_optimizer
 from tasks.train import fit_config
 from tasks.verify_onnx import verify_onnx
@@ -214,7 +214,7 @@ class TestWhenItStreams:
     def test_a_flow_that_nobody_checked_refuses_that_too(self, table: Callable[..., TrainConfig]) -> None:
         """A deployment's run begins with its first step."""
         with pytest.raises(RequestError, match="cannot be one batch: give --batch-size"):
-            make_data.fn(table(batch_size=None))
+            make_data.make_data.fn(table(batch_size=None))
         check_optimizer(check(table()))
 
     def test_built_in_sets_are_small(self) -> None:
