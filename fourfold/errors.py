@@ -8,6 +8,7 @@ FourfoldError
  ├── ComparisonError    a comparison contradicts itself                        exit 1
  ├── AgreementError     one algorithm in several spellings ends apart          exit 1
  ├── RegistrationError  the registry gives back another file than was proved   exit 1
+ ├── CheckpointError    a fit cannot be kept, or cannot go on from what was    exit 1
  └── ServiceError       a server that the run started did not come up          exit 1
 """
 
@@ -51,6 +52,10 @@ class AgreementError(FourfoldError):
 
 class RegistrationError(FourfoldError):
     """What the registry keeps is not the file that was verified."""
+
+
+class CheckpointError(FourfoldError):
+    """The state of a fit cannot be kept, or none that is whole is there, or it is another fit's."""
 
 
 class ServiceError(FourfoldError):

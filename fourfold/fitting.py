@@ -3,19 +3,20 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from itertools import starmap
+from itertools import islice, starmap
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from fourfold.errors import RequestError, first_line
+from fourfold.checkpoints import Keeper, State
+from fourfold.errors import CheckpointError, RequestError, first_line
 from fourfold.losses import LOSSES, is_sum
 from fourfold.optimizers import OptimizerConfig, SchedulerConfig
 
@@ -117,6 +118,7 @@ def fit_batches(
     batches: "Batches | StreamedBatches",
     config: FitConfig,
     on_progress: Progress = lambda epoch, loss: None,
+    keeper: Keeper | None = None,
 ) -> FitResult:
     """Train a network in place.
 
@@ -128,22 +130,26 @@ def fit_batches(
         batches: the rows of each epoch.
         config: what decides the fit.
         on_progress: told the epochs done and the last loss, about ten times a second.
+        keeper: keeps the fit now and then, and at its end; the fit goes on from what it kept before, to the same
+            bits as if it had never stopped.
 
     Raises:
         RequestError: the optimizer or the scheduler refuses its options.
+        CheckpointError: what was kept is damaged, or belongs to another fit.
     """
     optimizer = config.optimizer.build(network)
     scheduler = config.scheduler.build(optimizer) if config.scheduler else None
     loss_function, sums = LOSSES[config.loss], is_sum(config.loss)
     rows = batches.rows
     epochs = config.epochs if config.budget is None else min(config.epochs, config.budget // batches.count)
+    at = _Position(scale=batches.loss_of_the_mean(config.loss))
     recorder = _Recorder(network, epochs)
-    scale = batches.loss_of_the_mean(config.loss)
-    evaluations = 0
+    kept = _Kept(network, optimizer, scheduler, batches, recorder)
+    if keeper and (state := keeper.load()):
+        at = kept.restore(state)
 
     def closure() -> Tensor:
-        nonlocal evaluations
-        evaluations += 1
+        at.evaluations += 1
         optimizer.zero_grad()
         loss = loss_function(network(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -152,54 +158,71 @@ def fit_batches(
     # torch annotates closures as giving a float; they give, and `step` returns, the loss tensor.
     step = cast("Callable[[Callable[[], Tensor]], Tensor]", optimizer.step)
     network.train()
-    epoch, loss, limit, reason, finished = 0, math.nan, math.inf, "", False
     started = next_report = time.perf_counter()
-    while epoch < epochs and not finished:
-        recorder.state(epoch, evaluations, optimizer.param_groups[0]["lr"])
-        total = 0.0
-        for number, (inputs, targets) in enumerate(batches.epoch(), 1):  # noqa: B007 - the closure reads both
+    earlier = at.seconds
+    while at.epoch < epochs and not at.finished:
+        if not at.batch:
+            if keeper:
+                kept.begin_epoch()
+            recorder.state(at.epoch, at.evaluations, optimizer.param_groups[0]["lr"])
+        for inputs, targets in islice(batches.epoch(), at.batch, None):  # noqa: B007 - the closure reads both
+            at.batch += 1
             if config.budget is not None:
                 # Each further batch of the epoch needs one.
-                before, most = evaluations, config.budget - evaluations - (batches.count - number)
+                before, most = at.evaluations, config.budget - at.evaluations - (batches.count - at.batch)
                 iterations = _limit_iterations(optimizer, most)
             batch_loss = step(closure).item()
-            if limit == math.inf:
+            if at.limit == math.inf:
                 start = batch_loss * rows / len(inputs) if sums else batch_loss
-                scale = max(scale, start if math.isfinite(start) else 0.0)
-                limit = MOST_OVERSHOOT * scale
-            total += batch_loss if sums else batch_loss * len(inputs)
-        loss = total if sums else total / rows
-        recorder.loss(epoch, loss)
-        if not loss <= limit:  # also where it is not a number
-            reason = f"the loss went from {recorder.first_loss:.3g} to {loss:.3g} within {epoch + 1} epochs"
+                at.scale = max(at.scale, start if math.isfinite(start) else 0.0)
+                at.limit = MOST_OVERSHOOT * at.scale
+            at.total += batch_loss if sums else batch_loss * len(inputs)
+            if keeper and at.batch < batches.count and keeper.due():
+                at.seconds = earlier + time.perf_counter() - started
+                keeper.save(kept.state(at))
+        at.loss = at.total if sums else at.total / rows
+        recorder.loss(at.epoch, at.loss)
+        at.batch, at.total = 0, 0.0
+        if not at.loss <= at.limit:  # also where it is not a number
+            at.reason = f"the loss went from {recorder.first_loss:.3g} to {at.loss:.3g} within {at.epoch + 1} epochs"
             break
-        epoch += 1
+        at.epoch += 1
         if config.budget is not None:
-            finished = batches.count > config.budget - evaluations or (
-                batches.count == 1 and evaluations - before < iterations
+            at.finished = batches.count > config.budget - at.evaluations or (
+                batches.count == 1 and at.evaluations - before < iterations
             )
         if scheduler is not None:
-            scheduler.step(loss) if isinstance(scheduler, ReduceLROnPlateau) else scheduler.step()
+            scheduler.step(at.loss) if isinstance(scheduler, ReduceLROnPlateau) else scheduler.step()
         if (now := time.perf_counter()) >= next_report:
-            on_progress(epoch, loss)
+            on_progress(at.epoch, at.loss)
             next_report = now + SECONDS_BETWEEN_REPORTS
-    seconds = time.perf_counter() - started
+        if keeper and keeper.due():
+            at.seconds = earlier + now - started
+            keeper.save(kept.state(at))
     network.eval()
-    if not reason:
-        recorder.state(epoch, evaluations, optimizer.param_groups[0]["lr"])
-        loss = evaluate_batches(network, batches.in_order(), config.loss)
-        recorder.loss(epoch, loss)
-        if not loss <= MOST_WORSENING * scale:
-            reason = f"the fit ended with loss {loss:.3g}, worse than the constant mean or its own start ({scale:.3g})"
-    on_progress(epoch, loss)
+    if not at.ended:
+        at.seconds = earlier + time.perf_counter() - started
+        if not at.reason:
+            recorder.state(at.epoch, at.evaluations, optimizer.param_groups[0]["lr"])
+            at.loss = evaluate_batches(network, batches.in_order(), config.loss)
+            recorder.loss(at.epoch, at.loss)
+            if not at.loss <= MOST_WORSENING * at.scale:
+                at.reason = (
+                    f"the fit ended with loss {at.loss:.3g}, worse than the constant mean or its own start "
+                    f"({at.scale:.3g})"
+                )
+        at.ended = at.finished = True
+        if keeper:
+            keeper.save(kept.state(at))
+    on_progress(at.epoch, at.loss)
     return FitResult(
-        Outcome.DIVERGED if reason else Outcome.COMPLETED,
-        loss,
-        epoch,
-        evaluations,
-        seconds,
+        Outcome.DIVERGED if at.reason else Outcome.COMPLETED,
+        at.loss,
+        at.epoch,
+        at.evaluations,
+        at.seconds,
         recorder.history(),
-        reason,
+        at.reason,
     )
 
 
@@ -349,6 +372,96 @@ def _joined(rows: list[Rows]) -> Rows:
     return torch.cat([x for x, _ in rows]), torch.cat([y for _, y in rows])
 
 
+@dataclass(slots=True)
+class _Position:
+    """Where a fit is, and what it has seen so far.
+
+    Attributes:
+        batch: batches done in this epoch.
+        total: loss of these.
+        scale: of any loss worth having; the loss may rise to `limit`.
+        finished: no step is left to be done.
+        ended: the state after the last step has been measured as well.
+    """
+
+    scale: float
+    limit: float = math.inf
+    epoch: int = 0
+    batch: int = 0
+    total: float = 0.0
+    loss: float = math.nan
+    evaluations: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+    ended: bool = False
+    reason: str = ""
+
+
+class _Kept:
+    """Everything that a fit changes, to be kept and restored."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None,
+        batches: "Batches | StreamedBatches",
+        recorder: "_Recorder",
+    ) -> None:
+        self.network, self.optimizer, self.scheduler = network, optimizer, scheduler
+        self.generator, self.recorder = batches.generator, recorder
+        self.order = self.generator.get_state()
+
+    def begin_epoch(self) -> None:
+        """Remember what decides the order of this epoch's rows."""
+        self.order = self.generator.get_state()
+
+    def state(self, at: _Position) -> State:
+        """Give what must be kept between two steps."""
+        devices = {parameter.device for parameter in self.network.parameters() if parameter.is_cuda}
+        return {
+            "at": asdict(at),
+            "network": self._tensors(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler and self.scheduler.state_dict(),
+            "history": self.recorder.state_dict(),
+            "order": self.order if at.batch else self.generator.get_state(),
+            "generators": {
+                "torch": torch.get_rng_state(),
+                **{str(device): torch.cuda.get_rng_state(device) for device in devices},
+            },
+        }
+
+    def restore(self, state: State) -> _Position:
+        """Put everything back, and give where the fit was."""
+        tensors = self._tensors()
+        if {name: tensor.shape for name, tensor in tensors.items()} != {
+            name: tensor.shape for name, tensor in state["network"].items()
+        }:
+            raise CheckpointError("the checkpoint is one of another network: its parameters are others")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(state["network"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        # load_state_dict gives what it loads the parameters' dtype: a learning rate kept in float32 beside weights
+        # in float64 would be computed otherwise from then on.
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for number, of_parameter in state["optimizer"]["state"].items():
+            self.optimizer.state[parameters[number]] = of_parameter
+        if self.scheduler:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.recorder.load_state_dict(state["history"])
+        self.generator.set_state(state["order"])
+        for name, generator in state["generators"].items():
+            torch.set_rng_state(generator) if name == "torch" else torch.cuda.set_rng_state(generator, name)
+        self.order = state["order"]
+        return _Position(**state["at"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The network's own, those included that its state_dict leaves out."""
+        return dict(self.network.named_parameters()) | dict(self.network.named_buffers())
+
+
 class _Recorder:
     """Collects the history in arrays that are made once: a row costs about a microsecond."""
 
@@ -400,6 +513,21 @@ class _Recorder:
     def loss(self, row: int, loss: float) -> None:
         self._loss[row] = loss
         self.rows = row + 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        # Of an epoch that has begun there is the state already, and not yet the loss.
+        rows = min(self.rows + 1, len(self._loss))
+        arrays = {"loss": self._loss, "lr": self._lr, "evaluations": self._evaluations, "values": self._values}
+        return {name: torch.from_numpy(array[:rows]) for name, array in arrays.items()} | {
+            "rows": torch.tensor(self.rows)
+        }
+
+    def load_state_dict(self, kept: Mapping[str, Tensor]) -> None:
+        self.rows = int(kept["rows"])
+        for array, name in (
+            (self._loss, "loss"), (self._lr, "lr"), (self._evaluations, "evaluations"), (self._values, "values")
+        ):  # fmt: skip
+            array[: len(kept[name])] = kept[name].numpy()
 
     @property
     def first_loss(self) -> float:
