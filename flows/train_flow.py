@@ -20,9 +20,10 @@ from tasks.export_onnx import export_onnx
 from tasks.make_data import make_data
 from tasks.picture import drawing
 from tasks.register import register
-from tasks.request import check, check_optimizer, settle
+from tasks.request import check, check_optimizer
+from tasks.resume import Place, asked_again
 from tasks.tracking import RunRecord
-from tasks.train import advice, train
+from tasks.train import advice, settle, train
 from tasks.train_result import TrainResult
 from tasks.verify_onnx import verify_onnx
 
@@ -30,18 +31,19 @@ from tasks.verify_onnx import verify_onnx
 @flow(name="train", flow_run_name="{config.title}")
 def train_flow(config: TrainConfig = TrainConfig()) -> TrainResult:
     """Train, evaluate, export, verify and register one model; each run is recorded in MLflow."""
-    return train_into(TrainResult(settle(config)))
+    return train_into(TrainResult(settle(asked_again(config))))
 
 
 def train_into(result: TrainResult, parent: RunRecord | None = None) -> TrainResult:
     """Fill in the result of one training, below the run of another flow where it is a part of that."""
     config = result.config
-    with result.recorded(parent) as (record, folder):
+    with Place.of(config.resume) as place, result.recorded(parent) as (record, folder):
+        checkpoints = place.open(config, record)
         result.data = data = make_data(config)
         record.dataset(data)
         built = build_model(config, data)
         result.warnings = warn(config, built, record)
-        result.fit = fitted = train(config, built, record, folder)
+        result.fit = fitted = train(config, built, data, record, folder, checkpoints)
         result.parameters = built.parameters(fitted.history)
         with drawing(built, data, fitted, record, folder) as result.picture:
             if fitted.outcome is Outcome.DIVERGED:

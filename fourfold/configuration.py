@@ -16,6 +16,7 @@ DATA = Parameter(group=Group("Data", sort_key=1))
 MODEL = Parameter(group=Group("Model", sort_key=2))
 FIT = Parameter(group=Group("Fit", sort_key=3))
 RESULT = Parameter(group=Group("Result", sort_key=4))
+RUN = Parameter(group=Group("Run", sort_key=5))
 
 
 def _split_commas(value: Any) -> Any:
@@ -69,6 +70,11 @@ class FlowConfig(BaseModel, ABC):
     @abstractmethod
     def title(self) -> str:
         """A name for the run that tells it from its neighbours."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What decides the result, by option."""
+        return self.model_dump()
 
 
 MODELS = ("linear", "mlp", "polynomial", "legendre", "dynamic")
@@ -294,6 +300,20 @@ class TrainConfig(ProblemConfig):
         Field(description="stop when the exported model is verified"),
     ] = False
 
+    checkpoint_seconds: Annotated[
+        Finite, RUN, Field(ge=0, description="seconds between two checkpoints of the fit; 0 for none")
+    ] = 5
+    resume: Annotated[
+        Annotated[str, _like("latest|[0-9a-f]{32}", "latest, or the id of a run, 32 hexadecimal digits")] | None,
+        RUN,
+        Field(description="go on with a run that was stopped: its id, or latest; other options stay as they were"),
+    ] = None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What decides the result, by option: a run that goes on keeps these."""
+        return self.model_dump(exclude={"checkpoint_seconds", "resume"})
+
     @property
     def standardizes(self) -> bool:
         """Whether the network scales inside: start values are of parameters in the user's units, unless it is asked."""
@@ -388,6 +408,7 @@ class CompareConfig(ProblemConfig):
             device="cpu",
             stream=False,  # the trainings of a comparison share their rows in memory
             no_register=not self.register_winners,
+            checkpoint_seconds=0,  # a comparison is done again as a whole
         )
 
 

@@ -203,8 +203,13 @@ def _first_fault(error: ValidationError) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if not fault["loc"]:  # of several options, which it names
         return message
-    option = str(fault["loc"][0]).replace("_", "-")
-    return f"--{_SPELLINGS.get(option, option)}: {fault['input']!r} was given; {message[0].lower()}{message[1:]}"
+    return f"{option_of(str(fault['loc'][0]))}: {fault['input']!r} was given; {message[0].lower()}{message[1:]}"
+
+
+def option_of(field: str) -> str:
+    """The option that sets a field."""
+    name = field.replace("_", "-")
+    return f"--{_SPELLINGS.get(name, name)}"
 
 
 def _end_of_interrupted_imports(kind: type[BaseException], error: BaseException, trace: Any) -> None:

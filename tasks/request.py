@@ -9,14 +9,8 @@ from tasks import services
 from tasks.build_model import build
 from tasks.evaluate import points
 from tasks.make_data import load
-from tasks.train import fit_config
-
-
-def settle(config: TrainConfig) -> TrainConfig:
-    """Give the same configuration with names as torch spells them; raises RequestError where there is no such name."""
-    plan = fit_config(config)
-    scheduler = plan.scheduler.name if plan.scheduler else None
-    return config.model_copy(update={"optimizer": plan.optimizer.name, "scheduler": scheduler})
+from tasks.resume import asked_again
+from tasks.train import fit_config, settle
 
 
 def check(config: TrainConfig) -> TrainConfig:
@@ -24,8 +18,8 @@ def check(config: TrainConfig) -> TrainConfig:
 
     Leaves nothing behind but the rows in memory, for the first step.
     """
-    settled = settle(config)
     services.check_tracking()
+    settled = settle(asked_again(config))
     data = load(settled)
     points(settled, data)
     build(settled, two_rows(data))

@@ -37,6 +37,11 @@ class FlowResult(ABC):
     url: str | None = None
 
     @property
+    def resumed(self) -> str | None:
+        """The id of the run that goes on, None for a new one."""
+        return None
+
+    @property
     @abstractmethod
     def done(self) -> str:
         """The status of a run that came to its end."""
@@ -77,7 +82,7 @@ class FlowResult(ABC):
         with (
             TemporaryDirectory(prefix="fourfold-") as folder,
             self.followed(published=not parent),
-            recorded_run(experiment, self.config.title, self.config.model_dump(), tags) as record,
+            recorded_run(experiment, self.config.title, self.config.parameters, tags, self.resumed) as record,
         ):
             self.run_id, self.url = record.run_id, record.url
             yield record, Path(folder)

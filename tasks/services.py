@@ -149,6 +149,12 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.partition(":///")[2]).absolute() if parts.scheme == "sqlite" else None
 
 
+def runs_folder() -> Path:
+    """Where runs leave what is no database: `mlruns` beside the SQLite file, or in the root beside a server."""
+    database = sqlite_file(tracking_uri())
+    return (database.parent if database else project_root()) / "mlruns"
+
+
 def check_tracking() -> None:
     """Make sure, without leaving a trace, that MLflow's store can be used.
 

@@ -59,7 +59,7 @@ class RunRecord:
     def parameters(self, parameters: Mapping[str, Any]) -> None:
         """Log the configuration, each value as a person types it."""
         self.client.log_batch(
-            self.run_id, params=[Param(key, spell(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in parameters.items()]
+            self.run_id, params=[Param(key, as_parameter(value)) for key, value in parameters.items()]
         )
 
     def tags(self, tags: Mapping[str, Any]) -> None:
@@ -118,14 +118,14 @@ class RunRecord:
 
 @contextmanager
 def recorded_run(
-    experiment: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, Any]
+    experiment: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, Any], resumed: str | None = None
 ) -> Iterator[RunRecord]:
-    """Open a run, and close it with what really happened to the block.
+    """Open a run, or the one that is resumed again, and close it with what really happened to the block.
 
     FINISHED where the block ran to its end, FAILED where it raised an exception, KILLED where it was
     interrupted (Ctrl-C, SIGTERM); the exception goes on its way.
     """
-    record = _open_run(experiment, name, tags)
+    record = _reopen(resumed, tags) if resumed else _open_run(experiment, name, tags)
     try:
         record.parameters(parameters)
         yield record
@@ -177,10 +177,7 @@ def _open_run(experiment: str, name: str, tags: Mapping[str, Any]) -> RunRecord:
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": git.get("git_commit"),
         "git_dirty": git.get("git_dirty"),
-        "host": socket.gethostname(),
-        "process_id": os.getpid(),
-        "process_started": psutil.Process().create_time(),
-        "outcome": "running",
+        **owner_tags(),
     }
     run = client.create_run(
         experiment_id,
@@ -189,6 +186,39 @@ def _open_run(experiment: str, name: str, tags: Mapping[str, Any]) -> RunRecord:
     )
     origin = {key: str(tags[key]) for key in ("flow_run_id",) if tags.get(key)} | git
     return RunRecord(client, run.info.run_id, experiment, experiment_id, origin)
+
+
+def owner_tags() -> dict[str, Any]:
+    """Which process a run belongs to, while it runs."""
+    return {
+        "host": socket.gethostname(),
+        "process_id": os.getpid(),
+        "process_started": psutil.Process().create_time(),
+        "outcome": "running",
+    }
+
+
+def _reopen(run_id: str, tags: Mapping[str, Any]) -> RunRecord:
+    """Go on in a run that was closed, or whose process is gone.
+
+    Its origin stays what it was when it was opened: the model file must come out with the same bytes.
+    """
+    client = MlflowClient(services.tracking_uri())
+    mlflow.set_tracking_uri(services.tracking_uri())
+    run = client.get_run(run_id)
+    before = run.data.tags
+    first = before.get("first_flow_run_id") or before.get("flow_run_id")
+    experiment = client.get_experiment(run.info.experiment_id).name
+    git = {"git_commit": before.get("mlflow.source.git.commit"), "git_dirty": before.get("git_dirty")}
+    origin = {"flow_run_id": first} | git
+    record = RunRecord(
+        client, run_id, experiment, run.info.experiment_id, {key: value for key, value in origin.items() if value}
+    )
+    # The owner first: a run that is RUNNING and whose process is gone would be closed.
+    resumed = {"first_flow_run_id": first, "resumed": int(before.get("resumed", 0)) + 1, "reason": ""}
+    record.tags({**tags, **resumed, **owner_tags()})
+    client.update_run(run_id, status="RUNNING")
+    return record
 
 
 def _experiment(client: MlflowClient, name: str, folder: Path | None) -> str:
@@ -219,6 +249,11 @@ def _git_state() -> dict[str, str]:
         return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": str(bool(git("status", "-s"))).lower()}
     except (OSError, subprocess.CalledProcessError):
         return {}
+
+
+def as_parameter(value: Any) -> str:
+    """A parameter as MLflow keeps it."""
+    return spell(value)[:MAX_PARAM_VAL_LENGTH]
 
 
 def spell(value: Any) -> str:

@@ -20,7 +20,7 @@ from tasks.evaluate import Accuracy, Evaluation
 from tasks.keep_comparison import check_result
 from tasks.make_data import load
 from tasks.reporting import Table
-from tasks.request import settle
+from tasks.train import settle
 from tasks.train_result import TrainResult
 
 OPTIMIZERS = ("SGD", "Adam")

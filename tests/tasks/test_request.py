@@ -7,7 +7,8 @@ import torch
 from fourfold.configuration import TrainConfig
 from fourfold.errors import RequestError
 from tasks.make_data import load
-from tasks.request import check, check_optimizer, settle
+from tasks.request import check, check_optimizer
+from tasks.train import settle
 
 ROWS = "area,rooms,price\n" + "".join(f"{50 + i},{1 + i % 5},{1000 + 3 * i}\n" for i in range(20))
 
