@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ os.environ.setdefault("DO_NOT_TRACK", "true")  # MLflow decides when it is impor
 # A job in the background is started with Ctrl-C ignored, and hands that on to the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from workplaces import ROOT, Workplace, clean_environment, workplace_in
+from workplaces import Workplace, make_prefect_home, workplace_in
 
 import fourfold  # noqa: F401 - before any test loads onnxruntime: it turns its telemetry off
 
@@ -22,13 +20,7 @@ import fourfold  # noqa: F401 - before any test loads onnxruntime: it turns its 
 def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Prefect home whose database is up to date: making it takes ten seconds, copying it none."""
     home = tmp_path_factory.mktemp("prefect-home")
-    begin_and_wait = (
-        "from tasks.services import PrefectServer, prepare_environment\n"
-        "prepare_environment(); server = PrefectServer.begin(); server.release()\n"
-        "with server.ready(): pass\n"
-    )
-    environment = clean_environment() | {"PREFECT_HOME": str(home)}
-    subprocess.run([sys.executable, "-c", begin_and_wait], env=environment, cwd=ROOT, check=True, timeout=180)
+    make_prefect_home(home)
     return home
 
 

@@ -80,6 +80,17 @@ def workplace_in(folder: Path) -> Workplace:
     )
 
 
+def make_prefect_home(home: Path) -> None:
+    """Let a Prefect server make its database there."""
+    begin_and_wait = (
+        "from tasks.services import PrefectServer, prepare_environment\n"
+        "prepare_environment(); server = PrefectServer.begin(); server.release()\n"
+        "with server.ready(): pass\n"
+    )
+    environment = clean_environment() | {"PREFECT_HOME": str(home)}
+    subprocess.run([sys.executable, "-c", begin_and_wait], env=environment, cwd=ROOT, check=True, timeout=180)
+
+
 def clean_environment() -> dict[str, str]:
     """The environment without what a developer, or another test in this process, may have set for the services."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}

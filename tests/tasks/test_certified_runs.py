@@ -73,7 +73,7 @@ def run(
         assert np.array_equal(data.x.numpy(), rows.x), "the file keeps every bit"
         built = build_model.fn(config, data)
         assert warn(config, built, record) == ()
-        parameters = built.parameters(train.fn(config, built, record, tmp_path).history)
+        parameters = built.parameters(train.fn(config, built, data, record, tmp_path).history)
         evaluation = evaluate.fn(config, built, data, record)
         exported = export_onnx.fn(config, built, data, record, tmp_path)
         report = verify_onnx.fn(config, built, data, exported, record, tmp_path)

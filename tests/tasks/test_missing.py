@@ -57,7 +57,7 @@ def table(tmp_path: Path) -> Callable[..., TrainConfig]:
 def trained(config: TrainConfig, notes: Any, folder: Path) -> tuple[BuiltModel, Evaluation]:
     data = make_data.fn(config)
     built = build(config, data)
-    fitted = train.fn(config, built, notes_with_curves(notes), folder)
+    fitted = train.fn(config, built, data, notes_with_curves(notes), folder)
     assert fitted.outcome is Outcome.COMPLETED, fitted.reason
     return built, evaluate.fn(config, built, data, notes)
 
