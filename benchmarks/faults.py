@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from faults.harness import MOMENTS, Kill, kill, undisturbed
-from workplaces import make_prefect_home
+from faults.harness import MOMENTS, Kill, kill, undisturbed  # noqa: E402
+from workplaces import make_prefect_home  # noqa: E402
 
 KILLS_A_CHAIN = 5
 
