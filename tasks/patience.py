@@ -120,7 +120,7 @@ def _again_and_again(what: str, work: Callable[[], Answer]) -> Answer:
                 raise
             state = "is locked" if _LOCKED.search(str(error)) else "does not answer"
             if time.monotonic() + pause > limit:
-                waited = f"and was waited for {time.monotonic() - began:.0f} s"
+                waited = f"and was waited for {time.monotonic() - began:.3g} s"
                 raise ServiceError(
                     f"{what} {state}, {waited} ({services.SECONDS_TO_WAIT} says how long): {first_line(error)}"
                 ) from error
