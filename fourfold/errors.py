@@ -9,7 +9,7 @@ FourfoldError
  ├── AgreementError     one algorithm in several spellings ends apart          exit 1
  ├── RegistrationError  the registry gives back another file than was proved   exit 1
  ├── CheckpointError    a fit cannot be kept, or cannot go on from what was    exit 1
- └── ServiceError       a server that the run started did not come up          exit 1
+ └── ServiceError       a server did not come up, or stayed away               exit 1
 """
 
 
@@ -59,7 +59,7 @@ class CheckpointError(FourfoldError):
 
 
 class ServiceError(FourfoldError):
-    """A service that this process started did not come up."""
+    """A service that this process started did not come up, or one that it works with stayed away."""
 
 
 def first_line(error: BaseException) -> str:

@@ -12,6 +12,8 @@ from mlflow.exceptions import MlflowException
 from fourfold.errors import RequestError, first_line
 from fourfold.golden import FILE_NAME as GOLDEN
 from tasks import services
+from tasks.patience import patiently, store_name
+from tasks.tracking import store_client
 
 FILE_NAME = "model.onnx"
 
@@ -67,19 +69,25 @@ def locate(address: str) -> FoundModel:
             names = {artifact.path for artifact in client.list_artifacts(address)}
             if not {FILE_NAME, GOLDEN} & names and "golden.sha256" not in tags:
                 raise RequestError(f"{address}: that run kept no verified model")
-            folder = mlflow.artifacts.download_artifacts(run_id=address)
+            folder = download(run_id=address)
             return FoundModel(
-                f"run {address}", Path(folder) / FILE_NAME, tags.get("model.sha256"), tags.get("golden.sha256"), address
+                f"run {address}", folder / FILE_NAME, tags.get("model.sha256"), tags.get("golden.sha256"), address
             )
         assert registered is not None, "it is one of the two"
         name, alias, number = registered.groups()
         version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
         uri = f"models:/{name}/{version.version}"
-        folder = mlflow.artifacts.download_artifacts(uri)
+        folder = download(uri)
     except (MlflowException, OSError) as error:
         raise RequestError(f"{address} cannot be found: {first_line(error)}") from error
     tags = version.tags
-    return FoundModel(uri, Path(folder) / FILE_NAME, tags.get("sha256"), tags.get("golden_sha256"), version.run_id)
+    return FoundModel(uri, folder / FILE_NAME, tags.get("sha256"), tags.get("golden_sha256"), version.run_id)
+
+
+def download(uri: str | None = None, run_id: str | None = None) -> Path:
+    """The folder with a model's files, or with those of a run; a copy where they lie elsewhere."""
+    here = store_name(services.tracking_uri())
+    return Path(patiently(here, lambda: mlflow.artifacts.download_artifacts(uri, run_id=run_id)))
 
 
 def _client(address: str) -> MlflowClient:
@@ -88,8 +96,7 @@ def _client(address: str) -> MlflowClient:
     database = services.sqlite_file(uri)
     if database is not None and not database.is_file():
         raise RequestError(f"{address} cannot be found: nothing was ever recorded at {uri}")
-    mlflow.set_tracking_uri(uri)
-    return MlflowClient(uri)
+    return store_client()
 
 
 def _on_disk(address: str) -> FoundModel:

@@ -2,31 +2,36 @@
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from prefect.client.schemas.objects import State
 
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
-from fourfold.errors import FourfoldError, ParityError, RegistrationError, first_line
+from fourfold.errors import FourfoldError, ParityError, RegistrationError, ServiceError, first_line
 from fourfold.golden import FILE_NAME as GOLDEN
 from fourfold.golden import prove_again, read_golden
 from fourfold.onnx_file import ExportedModel, file_sha256, predictor
 from fourfold.parity import Expectation, ParityReport, compare
 from fourfold.structure import Refused
-from tasks import flavor
+from tasks import flavor, services
 from tasks.aliases import CHALLENGER, CHAMPION, Ruling, award
 from tasks.evaluate import Evaluation, accuracy
-from tasks.find_model import FILE_NAME
+from tasks.find_model import FILE_NAME, download
+from tasks.patience import patiently, store_name
 from tasks.steps import step
 from tasks.tracking import ALREADY_EXISTS, RunRecord
 
+NOT_THERE = "RESOURCE_DOES_NOT_EXIST"  # as MLflow spells it
 EXAMPLE_ROWS = 5
 
 
@@ -69,6 +74,8 @@ def register(
     what was proved. The present champion is judged anew, on the same rows, by onnxruntime. It keeps its place in a
     tie, and where the new one is not better by `min_improvement`.
 
+    Repeated for the same run, by whichever process and wherever a first try ended, it goes on with what that left.
+
     Raises:
         ParityError: the file did not pass the gate, or is another one than did.
         RegistrationError: what the registry gives back is not what was proved; the version was taken back.
@@ -78,9 +85,9 @@ def register(
     client, name = record.client, config.model_name
     created = _version_of_run(record, name) or _log_and_register(config, data, exported, record)
     version, uri = str(created.version), f"models:/{name}/{created.version}"
-    stored = Path(mlflow.artifacts.download_artifacts(uri)) / FILE_NAME
+    stored = download(uri) / FILE_NAME
     if fault := _differs_from_proved(uri, stored, exported, data):
-        client.delete_model_version(name, version)
+        _take_back(record, name, version)
         raise RegistrationError(f"{uri} is not what was verified: {fault}; it was taken back, no alias was moved")
     hashes = {"sha256": exported.sha256, "golden_sha256": file_sha256(stored.with_name(GOLDEN))}
 
@@ -109,7 +116,7 @@ def _differs_from_proved(uri: str, stored: Path, exported: ExportedModel, data: 
     again = prove_again(stored, golden)
     if not again.passed:
         return again.reason
-    served = mlflow.pyfunc.load_model(uri)
+    served = patiently(_here(), lambda: mlflow.pyfunc.load_model(uri))
 
     def predict_served(x: np.ndarray) -> np.ndarray:
         prediction: np.ndarray = served.predict(pd.DataFrame(x, columns=list(data.features))).to_numpy()
@@ -120,30 +127,81 @@ def _differs_from_proved(uri: str, stored: Path, exported: ExportedModel, data: 
 
 
 def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedModel, record: RunRecord) -> ModelVersion:
-    # Made through the client, since Model.log would make it in the experiment of the active run: the default one.
-    model = record.client.create_logged_model(
-        record.experiment_id, name=config.model_name, source_run_id=record.run_id, model_type="onnx"
-    )
-    flavor.log(
-        exported.path,
-        model_id=model.model_id,
-        run_id=record.run_id,
-        features=data.features,
-        targets=data.targets,
-        dtype=config.dtype,
-        example=data.x[:EXAMPLE_ROWS].numpy(),
-    )
-    record.client.log_model_artifact(model.model_id, str(exported.path.with_name(GOLDEN)))
+    client, name = record.client, config.model_name
+    model = patiently(_here(), lambda: _model_of_run(record, name))
+    with TemporaryDirectory(prefix="fourfold-") as folder:
+        written = Path(folder) / "model"
+        flavor.save(
+            exported.path,
+            written,
+            model=model,
+            features=data.features,
+            targets=data.targets,
+            dtype=config.dtype,
+            example=data.x[:EXAMPLE_ROWS].numpy(),
+        )
+        shutil.copy(exported.path.with_name(GOLDEN), written)
+        client.log_model_artifacts(model.model_id, str(written))
+    patiently(_here(), lambda: _tie_to_run(record, model))
+    client.finalize_logged_model(model.model_id, "READY")
     try:
-        record.client.create_registered_model(
-            config.model_name, description=f"{config.model} on {config.data}, trained and verified by fourfold"
+        client.create_registered_model(
+            name, description=f"{config.model} on {config.data}, trained and verified by fourfold"
         )
     except MlflowException as error:
         if error.error_code != ALREADY_EXISTS:
             raise
-    return record.client.create_model_version(
-        config.model_name, source=model.model_uri, run_id=record.run_id, model_id=model.model_id
+    return patiently(
+        _here(),
+        lambda: (
+            _version_of_run(record, name)
+            or client.create_model_version(name, source=model.model_uri, run_id=record.run_id, model_id=model.model_id)
+        ),
     )
+
+
+def _model_of_run(record: RunRecord, name: str) -> LoggedModel:
+    """The logged model that an earlier try made, however far that came, or a new one.
+
+    Made through the client, with each call of its own: `Model.log` would make it in the experiment of the active run,
+    and cannot be repeated without doubling the run's outputs.
+    """
+    found = record.client.search_logged_models([record.experiment_id], f"source_run_id = '{record.run_id}'")
+    earlier = [model for model in found if model.name == name]
+    if earlier:
+        return earlier[0]
+    return record.client.create_logged_model(
+        record.experiment_id, name=name, source_run_id=record.run_id, model_type="onnx"
+    )
+
+
+def _tie_to_run(record: RunRecord, model: LoggedModel) -> None:
+    """Make a logged model an output of its run, with the run's single values as its own."""
+    run = record.client.get_run(record.run_id)
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if model.model_id not in [output.model_id for output in outputs]:
+        record.client.log_outputs(record.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    histories = [record.client.get_metric_history(record.run_id, key) for key in run.data.metrics]
+    record.client.log_batch(
+        record.run_id,
+        [
+            Metric(one.key, one.value, one.timestamp, one.step, model_id=model.model_id, run_id=record.run_id)
+            for one, *more in histories
+            if not more
+        ],
+    )
+
+
+def _take_back(record: RunRecord, name: str, version: str) -> None:
+    try:
+        record.client.delete_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code != NOT_THERE:  # an earlier try came through, and was not answered
+            raise
+
+
+def _here() -> str:
+    return store_name(services.tracking_uri())
 
 
 def _decide(
@@ -167,7 +225,9 @@ def _decide(
         return Ruling(CHALLENGER, decision, numbers)
     try:
         address = f"models:/{champion.name}/{champion.version}"
-        champions = _rmse(Path(mlflow.artifacts.download_artifacts(address)) / FILE_NAME, data)
+        champions = _rmse(download(address) / FILE_NAME, data)
+    except ServiceError:
+        raise
     except Exception as error:  # of MLflow, onnxruntime or the file system: whatever it is, nothing was compared
         decision = f"version {champion.version} cannot predict these rows: {first_line(error)}"
         return Ruling(CHALLENGER, decision, numbers)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
@@ -18,7 +17,7 @@ from fourfold.configuration import TrainConfig
 from fourfold.errors import DivergedError, ParityError, RequestError, first_line
 from tasks import services
 from tasks.command_line import option_of
-from tasks.tracking import RunRecord, as_parameter, spell
+from tasks.tracking import RunRecord, as_parameter, spell, store_client
 from tasks.train import settle
 
 REQUEST, LOCK = "request.json", ".lock"
@@ -164,7 +163,7 @@ def _known(run_id: str) -> Run | None:
     if database is not None and not database.is_file():  # and is not made
         return None
     try:
-        run = MlflowClient(services.tracking_uri()).get_run(run_id)
+        run = store_client().get_run(run_id)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import math
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ from fourfold.errors import RequestError, ServiceError
 PREFECT_DEFAULT_API = "http://127.0.0.1:4200/api"
 SECONDS_TO_ANSWER = 5
 SECONDS_TO_BOOT = 180
+SECONDS_TO_WAIT = "FOURFOLD_SECONDS_TO_WAIT"
 
 # Offline by default, and on the terminal only what a person needs: what the libraries log goes to their servers.
 _QUIET = {
@@ -155,12 +157,29 @@ def runs_folder() -> Path:
     return (database.parent if database else project_root()) / "mlruns"
 
 
+def seconds_to_wait() -> float:
+    """How long a service that is away or locked is waited for: `FOURFOLD_SECONDS_TO_WAIT`, else ten minutes.
+
+    Raises:
+        RequestError: it is no number of seconds.
+    """
+    given = os.environ.get(SECONDS_TO_WAIT) or "600"
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise RequestError(f"{SECONDS_TO_WAIT}={given} is no number of seconds; give 0 or more, or unset it for 600")
+    return seconds
+
+
 def check_tracking() -> None:
     """Make sure, without leaving a trace, that MLflow's store can be used.
 
     Raises:
         RequestError: the address does not answer, its folder cannot be written, or it is of another kind.
     """
+    seconds_to_wait()
     uri = tracking_uri()
     advice = "give sqlite:///FILE or http://HOST"
     try:

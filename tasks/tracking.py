@@ -2,14 +2,19 @@
 
 import getpass
 import hashlib
+import itertools
 import json
+import logging
 import math
 import os
+import secrets
 import socket
+import sqlite3
 import subprocess
-import time
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing as closed
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +26,13 @@ import pyarrow.parquet
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as MlflowDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
+from fourfold.errors import ServiceError, first_line
 from tasks import services
+from tasks.patience import SECONDS_OF_A_REQUEST, PatientClient, hurry, patiently, store_name
 
 if TYPE_CHECKING:  # it brings torch
     from fourfold.datasets import Dataset
@@ -33,6 +40,9 @@ if TYPE_CHECKING:  # it brings torch
 MOST_CURVE_POINTS = 500
 LONGEST_METRIC_KEY = 200
 ALREADY_EXISTS = "RESOURCE_ALREADY_EXISTS"  # as MLflow spells it
+SECONDS_TO_LEAVE = 3.0  # what closing an interrupted run may take
+_GIT_COMMIT = "mlflow.source.git.commit"
+OPENING = "opening"  # a tag by which a run is found whose making was not answered
 
 
 class RunRecord:
@@ -42,14 +52,24 @@ class RunRecord:
     every call here names the run.
     """
 
-    def __init__(
-        self, client: MlflowClient, run_id: str, experiment: str, experiment_id: str, origin: Mapping[str, str]
-    ) -> None:
+    def __init__(self, client: MlflowClient, run: Run, experiment: str, origin: Mapping[str, str]) -> None:
+        """Write into a run that is open.
+
+        Args:
+            client: of `store_client`.
+            run: as MLflow gives it, just made or opened again.
+            experiment: its name.
+            origin: what the files of the run tell of where they come from, besides its id.
+        """
         self.client = client
-        self.run_id = run_id
+        self.run_id = run.info.run_id
         self.experiment = experiment
-        self.experiment_id = experiment_id
-        self.origin = {"mlflow_run_id": run_id, **origin}
+        self.experiment_id = run.info.experiment_id
+        self.origin = {"mlflow_run_id": self.run_id, **origin}
+        # MLflow drops a point of the same key, step, value and time. One time for all makes each write, repeated by
+        # whichever process, the same write.
+        self._time = run.info.start_time
+        self._kept = frozenset(run.data.metrics)
 
     @property
     def url(self) -> str:
@@ -70,17 +90,16 @@ class RunRecord:
         )
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Log single values."""
-        now = _milliseconds()
-        self.client.log_batch(self.run_id, [Metric(metric_key(k), float(v), now, 0) for k, v in values.items()])
+        """Log single values; one that a reopened run has already stays as it is."""
+        metrics = [Metric(metric_key(k), float(v), self._time, 0) for k, v in values.items()]
+        self.client.log_batch(self.run_id, [metric for metric in metrics if metric.key not in self._kept])
 
     def curves(self, columns: Mapping[str, np.ndarray]) -> None:
         """Log curves, (rows,) each, one point an epoch; of long ones 500 evenly spread, ends included."""
-        now = _milliseconds()
         metrics = []
         for name, values in columns.items():
             steps = np.unique(np.linspace(0, len(values) - 1, MOST_CURVE_POINTS).round().astype(int))
-            metrics += [Metric(metric_key(name), float(values[step]), now, int(step)) for step in steps]
+            metrics += [Metric(metric_key(name), float(values[step]), self._time, int(step)) for step in steps]
         for first in range(0, len(metrics), MAX_METRICS_PER_BATCH):
             self.client.log_batch(self.run_id, metrics[first : first + MAX_METRICS_PER_BATCH])
 
@@ -120,22 +139,66 @@ class RunRecord:
 def recorded_run(
     experiment: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, Any], resumed: str | None = None
 ) -> Iterator[RunRecord]:
-    """Open a run, or the one that is resumed again, and close it with what really happened to the block.
-
-    FINISHED where the block ran to its end, FAILED where it raised an exception, KILLED where it was
-    interrupted (Ctrl-C, SIGTERM); the exception goes on its way.
-    """
-    record = _reopen(resumed, tags) if resumed else _open_run(experiment, name, tags)
-    try:
+    """Open a run, or the one that is resumed again, and close it with what really happened to the block."""
+    with closing(_reopen(resumed, tags) if resumed else _open_run(experiment, name, tags)) as record:
         record.parameters(parameters)
         yield record
+
+
+@contextmanager
+def closing(record: RunRecord) -> Iterator[RunRecord]:
+    """Close an open run with what really happened to the block.
+
+    FINISHED where the block ran to its end, FAILED where it raised an exception, KILLED where it was
+    interrupted (Ctrl-C, SIGTERM); the exception goes on its way. Where the store is away the closing waits, but not
+    for an interrupted run, nor after a wait that was in vain: such a run is closed by a later start.
+    """
+    try:
+        yield record
     except Exception as error:
-        record.finish("FAILED", type(error).__name__.removesuffix("Error").lower(), str(error))
+        with _left_open_at_worst(record), hurry(SECONDS_TO_LEAVE) if isinstance(error, ServiceError) else nullcontext():
+            record.finish("FAILED", type(error).__name__.removesuffix("Error").lower(), str(error))
         raise
     except BaseException as error:
-        record.finish("KILLED", "killed", type(error).__name__)
+        with _left_open_at_worst(record), hurry(SECONDS_TO_LEAVE):
+            record.finish("KILLED", "killed", type(error).__name__)
         raise
     record.finish("FINISHED", "completed")
+
+
+def owner_tags() -> dict[str, str]:
+    """Whose a run is while it is open: this process, of this host and user."""
+    return {
+        "mlflow.user": getpass.getuser(),
+        "host": socket.gethostname(),
+        "process_id": str(os.getpid()),
+        "process_started": str(psutil.Process().create_time()),
+        "outcome": "running",
+    }
+
+
+def store_client() -> MlflowClient:
+    """A client of the store, whose tables are there; every call of it waits while the store is away or locked."""
+    uri = services.tracking_uri()
+    mlflow.set_tracking_uri(uri)  # for loading and downloading, which take no client
+    # MLflow's own repeating knows nothing of what a first try has done: it would make a second run.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(SECONDS_OF_A_REQUEST))
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for each try
+    database = services.sqlite_file(uri)
+    if database is None:
+        return patiently(store_name(uri), lambda: PatientClient(uri))
+
+    def connect() -> MlflowClient:
+        with closed(sqlite3.connect(database, timeout=1)) as connection:  # MLflow waits for minutes, and says nothing
+            connection.execute("SELECT count(*) FROM sqlite_master")
+        return PatientClient(uri)
+
+    # MLflow creates its tables on first use; two processes that do so at once would fail.
+    folder = services.runs_folder()
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / ".create-tables.lock"):
+        return patiently(store_name(uri), connect)
 
 
 def json_ready(value: Any) -> Any:
@@ -157,45 +220,41 @@ def metric_key(name: str) -> str:
 
 
 def _open_run(experiment: str, name: str, tags: Mapping[str, Any]) -> RunRecord:
-    uri = services.tracking_uri()
-    mlflow.set_tracking_uri(uri)  # for log_model, which takes no client
-    database = services.sqlite_file(uri)
-    if database is None:
-        client = MlflowClient(uri)
-        experiment_id = _experiment(client, experiment, None)
-    else:
-        # MLflow creates its tables on first use; two processes that do so at once would fail.
-        folder = database.parent / "mlruns"
-        folder.mkdir(exist_ok=True)
-        with FileLock(folder / ".create-tables.lock"):
-            client = MlflowClient(uri)
-            experiment_id = _experiment(client, experiment, folder / experiment)
+    client = store_client()
+    database = services.sqlite_file(services.tracking_uri())
+    experiment_id = _experiment(client, experiment, database.parent / "mlruns" / experiment if database else None)
     git = _git_state()
     everywhere = {
-        "mlflow.user": getpass.getuser(),
         "mlflow.source.name": f"flows/{experiment}_flow.py",
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": git.get("git_commit"),
+        _GIT_COMMIT: git.get("git_commit"),
         "git_dirty": git.get("git_dirty"),
+        OPENING: secrets.token_hex(16),
         **owner_tags(),
     }
-    run = client.create_run(
-        experiment_id,
-        tags={key: str(value) for key, value in {**everywhere, **tags}.items() if value is not None},
-        run_name=name,
-    )
+    run = _new_run(client, experiment_id, name, {k: str(v) for k, v in {**everywhere, **tags}.items() if v is not None})
     origin = {key: str(tags[key]) for key in ("flow_run_id",) if tags.get(key)} | git
-    return RunRecord(client, run.info.run_id, experiment, experiment_id, origin)
+    return RunRecord(client, run, experiment, origin)
 
 
-def owner_tags() -> dict[str, Any]:
-    """Which process a run belongs to, while it runs."""
-    return {
-        "host": socket.gethostname(),
-        "process_id": os.getpid(),
-        "process_started": psutil.Process().create_time(),
-        "outcome": "running",
-    }
+def _new_run(client: MlflowClient, experiment_id: str, name: str, tags: dict[str, str]) -> Run:
+    """Make a run, one even where the answer to a first try was lost."""
+    tries = itertools.count()
+
+    def make() -> Run:
+        made = client.search_runs([experiment_id], f"tags.{OPENING} = '{tags[OPENING]}'") if next(tries) else []
+        return made[0] if made else client.create_run(experiment_id, tags=tags, run_name=name)
+
+    return patiently(store_name(services.tracking_uri()), make)
+
+
+@contextmanager
+def _left_open_at_worst(record: RunRecord) -> Iterator[None]:
+    """Say that a run could not be closed, and no more: something worse is on its way."""
+    try:
+        yield
+    except Exception as error:
+        print(f"run {record.run_id} is still open, a later start closes it: {first_line(error)}", file=sys.stderr)
 
 
 def _reopen(run_id: str, tags: Mapping[str, Any]) -> RunRecord:
@@ -203,17 +262,13 @@ def _reopen(run_id: str, tags: Mapping[str, Any]) -> RunRecord:
 
     Its origin stays what it was when it was opened: the model file must come out with the same bytes.
     """
-    client = MlflowClient(services.tracking_uri())
-    mlflow.set_tracking_uri(services.tracking_uri())
+    client = store_client()
     run = client.get_run(run_id)
     before = run.data.tags
     first = before.get("first_flow_run_id") or before.get("flow_run_id")
+    origin = {"flow_run_id": first, "git_commit": before.get(_GIT_COMMIT), "git_dirty": before.get("git_dirty")}
     experiment = client.get_experiment(run.info.experiment_id).name
-    git = {"git_commit": before.get("mlflow.source.git.commit"), "git_dirty": before.get("git_dirty")}
-    origin = {"flow_run_id": first} | git
-    record = RunRecord(
-        client, run_id, experiment, run.info.experiment_id, {key: value for key, value in origin.items() if value}
-    )
+    record = RunRecord(client, run, experiment, {key: value for key, value in origin.items() if value})
     # The owner first: a run that is RUNNING and whose process is gone would be closed.
     resumed = {"first_flow_run_id": first, "resumed": int(before.get("resumed", 0)) + 1, "reason": ""}
     record.tags({**tags, **resumed, **owner_tags()})
@@ -262,7 +317,3 @@ def spell(value: Any) -> str:
         rows = any(isinstance(item, (tuple, list)) for item in value)
         return (";" if rows else ",").join(map(spell, value))
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
-
-
-def _milliseconds() -> int:
-    return int(time.time() * 1000)

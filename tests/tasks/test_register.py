@@ -261,10 +261,10 @@ class TestChampion:
         registering([[2.0]])
 
         def refuse(*_: object) -> None:
-            raise MlflowException("(sqlite3.OperationalError) database is locked")
+            raise MlflowException("(sqlite3.OperationalError) disk I/O error")
 
         monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", refuse)
-        with pytest.raises(MlflowException, match="database is locked"):
+        with pytest.raises(MlflowException, match="disk I/O error"):
             registering([[1.0]])
         assert aliases(store) == {"champion": "1"}
 
