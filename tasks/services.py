@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import math
 import os
 import re
 import shlex
@@ -103,18 +104,25 @@ class PrefectServer:
         """
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-        if self._process is None:
+        from tasks.prefect_client import patient_client
+
+        process = self._process
+        if process is None:
             if not _answers(f"{self.api_url}/health", seconds=SECONDS_TO_ANSWER):
                 raise RequestError(
                     f"PREFECT_API_URL={self.api_url} does not answer; start that server, or unset it for a server "
                     "that lives as long as the run"
                 )
-            yield
+            with patient_client(self.api_url, seconds_to_wait()):
+                yield
             return
         if not _answers(f"{self.api_url}/health", seconds=SECONDS_TO_BOOT):
             raise ServiceError(f"Prefect's server did not start: {self._last_words()}")
         # Nobody watches the heartbeats of a run on a server that dies with it, and ending them takes a second.
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        with (
+            temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+            patient_client(self.api_url, seconds_to_wait(), alive=lambda: process.poll() is None),
+        ):
             yield
 
     @property
@@ -129,6 +137,22 @@ class PrefectServer:
         # After the reason uvicorn ends with a SystemExit that says nothing.
         reasons = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
         return (reasons or lines or ["it gave no reason"])[-1]
+
+
+def seconds_to_wait() -> float:
+    """How long a server that is away or busy is waited for.
+
+    Raises:
+        RequestError: the environment asks for what is no number of seconds.
+    """
+    text = os.environ.get("FOURFOLD_SECONDS_TO_WAIT") or "600"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise RequestError(f"FOURFOLD_SECONDS_TO_WAIT={text}: a number of seconds is needed, 0 or more")
+    return seconds
 
 
 def prepare_environment() -> None:

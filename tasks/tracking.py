@@ -4,8 +4,6 @@ import getpass
 import hashlib
 import json
 import math
-import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet
 from filelock import FileLock
@@ -25,6 +22,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
+from fourfold.processes import process_tags
 from tasks import services
 
 if TYPE_CHECKING:  # it brings torch
@@ -177,9 +175,7 @@ def _open_run(experiment: str, name: str, tags: Mapping[str, Any]) -> RunRecord:
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": git.get("git_commit"),
         "git_dirty": git.get("git_dirty"),
-        "host": socket.gethostname(),
-        "process_id": os.getpid(),
-        "process_started": psutil.Process().create_time(),
+        **process_tags(),
         "outcome": "running",
     }
     run = client.create_run(
