@@ -28,7 +28,8 @@ Config = TypeVar("Config", bound=BaseModel)
 _SPELLINGS = {"registered-name": "register", "register-winners": "register"}
 # The export and MLflow make millions of objects that stay; at the default of 700 a second goes into looking at them.
 GARBAGE_THRESHOLDS = (100_000, 20, 100)
-SECONDS_TO_LEAVE = 3
+SECONDS_TO_LEAVE = 3.0
+SECONDS_TO_LEAVE_INTERRUPTED = 1.0
 WIDTH_OF_FILES = 120  # where nobody says how wide the page is
 OUTPUT_GROUP = Group("Output", sort_key=9)
 OUTPUT = Parameter(group=OUTPUT_GROUP, negative=())
@@ -163,16 +164,16 @@ def run(request: Request[Config], flow: str, work: Callable[[Config], Result]) -
         if request.json:
             print(json.dumps(result.as_json() if result else {"flow": flow, "status": "failed", "reason": reason}))
     _exit_code.append(code)
-    _limit_exit()
+    _limit_exit(SECONDS_TO_LEAVE_INTERRUPTED if code > 128 else SECONDS_TO_LEAVE)
     sys.exit(code)
 
 
 _exit_code: list[int] = []
 
 
-def _limit_exit() -> None:
+def _limit_exit(seconds: float) -> None:
     """Threads of the libraries may wait at the exit, for minutes, for a server that is gone."""
-    timer = threading.Timer(SECONDS_TO_LEAVE, _leave)
+    timer = threading.Timer(seconds, _leave)
     timer.daemon = True
     timer.start()
 

@@ -16,7 +16,7 @@ from fourfold.processes import ProcessIdentity
 
 MARK = "fourfold-process:"  # how the tag of a flow run begins that says which process runs it
 SECONDS_BETWEEN_TRIES = 1.0
-SECONDS_OF_THE_INTERRUPTED = 1.0
+SECONDS_OF_THE_INTERRUPTED = 1.5
 SECONDS_TO_FLUSH = 20
 BUSY = 503  # what Prefect's server answers where its database is locked
 FINAL_STATES = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -49,27 +49,29 @@ class PatientTransport(httpx.BaseTransport):
         """
         # The engine tells how an interrupted run ended while it handles the interrupt: that must not take long.
         hurried = is_interrupt(sys.exc_info()[1])
-        seconds = min(self.seconds, SECONDS_OF_THE_INTERRUPTED) if hurried else self.seconds
-        began: float | None = None
+        if hurried:
+            limits = dict.fromkeys(("connect", "read", "write", "pool"), SECONDS_OF_THE_INTERRUPTED)
+            request.extensions["timeout"] = limits  # Prefect gives a server that hangs a minute
+        began, waiting = time.monotonic(), False
         while True:
             try:
                 answer = self.inner.handle_request(request)
             except httpx.TransportError as error:
-                reason = f"does not answer ({error or type(error).__name__})"
+                reason = f"does not answer ({str(error) or type(error).__name__})"
             else:
                 if answer.status_code != BUSY:
-                    if began is not None:
+                    if waiting:
                         _tell(f"Prefect's server answers again, after {time.monotonic() - began:.0f} s")
                     return answer
                 answer.close()
                 reason = "is busy: its database is locked"
-            if began is None:
-                began = time.monotonic()
-                if self.alive() and not self.lost and not hurried:
-                    _tell(f"Prefect's server at {self.address} {reason}; waiting for it, {seconds:g} s at most")
-            if self.lost or not self.alive() or time.monotonic() - began + SECONDS_BETWEEN_TRIES > seconds:
+            in_vain = time.monotonic() - began + SECONDS_BETWEEN_TRIES > self.seconds
+            if hurried or self.lost or in_vain or not self.alive():
                 self.lost = self.lost or not hurried
                 return self._untold(request, reason)
+            if not waiting:
+                _tell(f"Prefect's server at {self.address} {reason}; waiting for it, {self.seconds:g} s at most")
+            waiting = True
             time.sleep(SECONDS_BETWEEN_TRIES)
 
     def _untold(self, request: httpx.Request, reason: str) -> httpx.Response:

@@ -53,7 +53,7 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     thresholds = gc.get_threshold()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(command_line, "_exit_code", [])
-    monkeypatch.setattr(command_line, "_limit_exit", lambda: None)
+    monkeypatch.setattr(command_line, "_limit_exit", lambda seconds: None)
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
     yield
     atexit.unregister(command_line._leave)
