@@ -178,8 +178,10 @@ def check_tracking() -> None:
     """Make sure, without leaving a trace, that MLflow's store can be used.
 
     Raises:
-        RequestError: the address does not answer, its folder cannot be written, or it is of another kind.
+        RequestError: the address does not answer, its folder cannot be written, or it is of another kind; or what
+            the environment says of waiting is no number.
     """
+    seconds_to_wait()
     uri = tracking_uri()
     advice = "give sqlite:///FILE or http://HOST"
     try:

@@ -7,6 +7,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from workplaces import Ended, Workplace, workplace_in
 
 STEPS = ["make data", "build model", "train", "evaluate", "export to ONNX", "verify with onnxruntime", "register"]
 SECONDS_TO_BE_GONE = 10
+SECONDS_TO_END = 5
 
 
 @pytest.fixture(scope="module")
@@ -332,27 +335,68 @@ def _wait_until_it_listens(port: int, server: "subprocess.Popen[bytes]") -> None
 
 
 @pytest.mark.parametrize(
-    ("sent", "code", "status"),
+    ("sent", "code", "status", "state"),
     [
-        (signal.SIGINT, 130, "KILLED"),
-        (signal.SIGTERM, 143, "KILLED"),
+        (signal.SIGINT, 130, "KILLED", "CRASHED"),
+        (signal.SIGTERM, 143, "KILLED", "CRASHED"),
         # Nothing can be written after SIGKILL: the status stays until the next start closes it.
-        (signal.SIGKILL, -signal.SIGKILL, "RUNNING"),
+        (signal.SIGKILL, -signal.SIGKILL, "RUNNING", "RUNNING"),
     ],
 )
-def test_no_process_is_left_after_a_signal(workplace: Workplace, sent: signal.Signals, code: int, status: str) -> None:
+def test_no_process_is_left_after_a_signal(
+    workplace: Workplace, sent: signal.Signals, code: int, status: str, state: str
+) -> None:
     process = workplace.start("--epochs", "1000000000")
     assert process.stderr is not None
     next(line for line in process.stderr if line.startswith("training: epoch"))
     children = psutil.Process(process.pid).children(recursive=True)
     assert children, "a Prefect server of its own"
+    began = time.monotonic()
     process.send_signal(sent)
     process.communicate(timeout=30)
     assert process.returncode == code
+    assert time.monotonic() - began < SECONDS_TO_END
     _, alive = psutil.wait_procs(children, timeout=SECONDS_TO_BE_GONE)
     assert alive == []
     (run,) = workplace.client.search_runs([workplace.client.get_experiment_by_name("train").experiment_id])
     assert run.info.status == status
+    flow_run_id = run.data.tags["flow_run_id"]
+    assert flow_states(workplace)[flow_run_id] == state
+    if sent is not signal.SIGKILL:
+        return
+    # A run that was killed before it stood in MLflow, and one whose end Prefect was not told.
+    ended = workplace.client.create_run(run.info.experiment_id, tags={"flow_run_id": str(uuid.uuid4())})
+    workplace.client.set_terminated(ended.info.run_id, "FINISHED")
+    copies = {str(uuid.uuid4()): "CRASHED", ended.data.tags["flow_run_id"]: "COMPLETED"}
+    copy_flow_run(workplace, flow_run_id, list(copies))
+    second = workplace.run("--epochs", "1", "--no-register", "--json")
+    assert second.code == 0, second.err
+    assert workplace.client.get_run(run.info.run_id).info.status == "KILLED"
+    (told,) = [line for line in second.err.splitlines() if line.startswith("closed, because its process was gone")]
+    assert all(one in told for one in (run.info.run_id, flow_run_id, *copies))
+    states = flow_states(workplace)
+    assert {one: states[one] for one in copies} == copies
+    assert states[flow_run_id] == "CRASHED"
+    assert states[second.result["flow_run_id"]] == "COMPLETED"
+
+
+def flow_states(workplace: Workplace) -> dict[str, str]:
+    """The state of each flow run, from Prefect's own database."""
+    with sqlite3.connect(workplace.folder / "prefect" / "prefect.db") as database:
+        return dict(database.execute("select id, state_type from flow_run").fetchall())
+
+
+def copy_flow_run(workplace: Workplace, flow_run_id: str, ids: list[str]) -> None:
+    """Write a flow run down again under other ids."""
+    with sqlite3.connect(workplace.folder / "prefect" / "prefect.db") as database:
+        generated = {"id", "idempotency_key", "state_id"}
+        kept = [row[1] for row in database.execute("pragma table_info(flow_run)") if row[1] not in generated]
+        for one in ids:
+            columns = ", ".join(f'"{name}"' for name in kept)
+            database.execute(
+                f"insert into flow_run (id, {columns}) select ?, {columns} from flow_run where id = ?",
+                (one, flow_run_id),
+            )
 
 
 FAULTY = """
