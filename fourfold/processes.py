@@ -76,7 +76,7 @@ class ProcessIdentity:
 
 
 def process_tags() -> dict[str, str]:
-    """This process, as tags of what it makes; `ProcessIdentity.of_tags` reads them."""
+    """Tell, as tags of what this process makes, whose that is; `ProcessIdentity.of_tags` reads them."""
     booted = psutil.boot_time()  # before the start: psutil adds the one that it read last
     return {
         "host": socket.gethostname(),

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import httpx
 from prefect.context import SyncClientContext, TagsContext, tags
@@ -13,6 +13,7 @@ from prefect.logging.handlers import APILogWorker
 
 from fourfold.errors import ServiceError
 from fourfold.processes import ProcessIdentity
+from tasks.services import SECONDS_OF_SILENCE, told_after
 
 MARK = "fourfold-process:"  # how the tag of a flow run begins that says which process runs it
 SECONDS_BETWEEN_TRIES = 1.0
@@ -52,10 +53,16 @@ class PatientTransport(httpx.BaseTransport):
         if hurried:
             limits = dict.fromkeys(("connect", "read", "write", "pool"), SECONDS_OF_THE_INTERRUPTED)
             request.extensions["timeout"] = limits  # Prefect gives a server that hangs a minute
+        # Prefect's server itself waits a minute for a database that is locked, before it says that it is busy.
+        silent = (
+            f"Prefect's server at {self.address} has not answered for {SECONDS_OF_SILENCE} s: its database may be "
+            "locked; waiting for it"
+        )
         began, waiting = time.monotonic(), False
         while True:
             try:
-                answer = self.inner.handle_request(request)
+                with told_after(SECONDS_OF_SILENCE, silent):
+                    answer = self.inner.handle_request(request)
             except httpx.TransportError as error:
                 reason = f"does not answer ({str(error) or type(error).__name__})"
             else:

@@ -85,9 +85,7 @@ class FlowResult(ABC):
             stack.enter_context(self.followed(published=not parent))
             if not parent:
                 sweep()
-            record = stack.enter_context(
-                recorded_run(experiment, self.config.title, self.config.model_dump(), tags)
-            )
+            record = stack.enter_context(recorded_run(experiment, self.config.title, self.config.model_dump(), tags))
             self.run_id, self.url = record.run_id, record.url
             yield record, folder
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import tomllib
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from fourfold.errors import RequestError, ServiceError
 PREFECT_DEFAULT_API = "http://127.0.0.1:4200/api"
 SECONDS_TO_ANSWER = 5
 SECONDS_TO_BOOT = 180
+SECONDS_OF_SILENCE = 15  # after which a wait is explained
 
 # Offline by default, and on the terminal only what a person needs: what the libraries log goes to their servers.
 _QUIET = {
@@ -117,7 +119,10 @@ class PrefectServer:
             with patient_client(self.api_url, seconds_to_wait()):
                 yield
             return
-        if not _answers(f"{self.api_url}/health", seconds=SECONDS_TO_BOOT):
+        slow = f"Prefect's server is not up after {SECONDS_OF_SILENCE} s: its database may be locked; waiting for it"
+        with told_after(SECONDS_OF_SILENCE, slow):
+            answers = _answers(f"{self.api_url}/health", seconds=SECONDS_TO_BOOT)
+        if not answers:
             raise ServiceError(f"Prefect's server did not start: {self._last_words()}")
         # Nobody watches the heartbeats of a run on a server that dies with it, and ending them takes a second.
         with (
@@ -154,6 +159,18 @@ def seconds_to_wait() -> float:
     if not 0 <= seconds < math.inf:
         raise RequestError(f"FOURFOLD_SECONDS_TO_WAIT={text}: a number of seconds is needed, 0 or more")
     return seconds
+
+
+@contextmanager
+def told_after(seconds: float, line: str) -> Iterator[None]:
+    """Print a line on standard error where the block takes longer than that."""
+    timer = threading.Timer(seconds, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def prepare_environment() -> None:

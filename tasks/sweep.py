@@ -13,14 +13,13 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
-    FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.logging import get_logger
 from prefect.runtime import flow_run as own_flow_run
-from prefect.states import Completed, Crashed, Failed, State
+from prefect.states import Completed, Crashed, Failed
 
 from fourfold.errors import first_line
 from fourfold.processes import ProcessIdentity, remove_left_folders

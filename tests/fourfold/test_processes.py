@@ -162,7 +162,7 @@ class TestWhatItLeaves:
     def test_another_users_folder_is_left_alone(
         self, child: "tuple[subprocess.Popen[str], list[str]]", temporary: Path
     ) -> None:
-        process, (told, folder, _) = child
+        process, (_, folder, _) = child
         process.kill()
         process.wait()
         os.chown(folder, 4321, 4321)

@@ -1,6 +1,7 @@
 """Waiting for a Prefect server, with a transport that stands for it and a clock that does not wait."""
 
 import json
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,19 @@ class TestWaiting:
             f"Prefect's server at {ADDRESS} {said}; waiting for it, 60 s at most",
             "Prefect's server answers again, after 3 s",
         ]
+
+    def test_one_that_is_silent_is_told_of_after_a_while(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(prefect_client, "SECONDS_OF_SILENCE", 0.1)
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            time.sleep(0.5)
+            return DONE
+
+        PatientTransport(httpx.MockTransport(answer), ADDRESS, 60, lambda: True).handle_request(request())
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "has not answered for 0.1 s: its database may be locked; waiting for it" in line
 
     def test_any_other_answer_is_handed_on(self, slept: list[float]) -> None:
         assert transport(httpx.Response(404)).handle_request(request()).status_code == 404
