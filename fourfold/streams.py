@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fourfold.errors import RequestError, first_line
+from fourfold.processes import temporary_folder
 from fourfold.profile import Profile
 from fourfold.tables import CHUNK_ROWS, Faults, TableFile, ahead, matrix, open_parquet
 
@@ -119,7 +119,7 @@ def open_stream(
         digest = beside.submit(_sha256, file.path, names)
         source = file
         if file.csv or _largest_group(file) > _pool_rows(names, dtype):
-            folder = Path(tempfile.mkdtemp(prefix="fourfold-"))
+            folder = temporary_folder()
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             source = _as_parquet(file, names, dtype, folder / "rows.parquet")
         faults = Faults(file, features, targets, missing)

@@ -1,12 +1,9 @@
 """Who is champion of a registered model, and how that changes: by one run at a time. Needs no torch."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
@@ -60,20 +57,6 @@ class Promotion:
         return f"from {before} to version {self.version} of {self.name}"
 
 
-def registry_lock() -> AbstractContextManager[Any]:
-    """Let one process or thread at a time change who is champion; others wait, however long that takes.
-
-    The lock is a file's beside the SQLite database, and the kernel frees it where its holder dies. A store that is a
-    server has none: its clients may be anywhere.
-    """
-    database = services.sqlite_file(services.tracking_uri())
-    if database is None:
-        return nullcontext()
-    folder = database.parent / "mlruns"
-    folder.mkdir(exist_ok=True)
-    return FileLock(folder / ".aliases.lock")
-
-
 def champion_of(client: MlflowClient, name: str) -> ModelVersion | None:
     """The version of a registered model that is champion now, None where none is."""
     # Asked for by the name's aliases first: of a missing alias MLflow speaks as of any other wrong request.
@@ -107,7 +90,7 @@ def award(
     """
     seen = champion_of(client, name)
     ruling = judge(seen)
-    with registry_lock():
+    with services.store_lock("aliases"):
         for _ in range(MOST_TRIES):
             now = champion_of(client, name)
             if _number(now) != _number(seen):
@@ -133,7 +116,7 @@ def promote(name: str, version: str, record: RunRecord) -> Promotion:
     the same moment is replaced without becoming challenger.
     """
     client = record.client
-    with registry_lock():
+    with services.store_lock("aliases"):
         former = _number(champion_of(client, name))
         if former == version:
             promotion = Promotion(name, former, version, None)

@@ -4,12 +4,15 @@ import atexit
 import contextlib
 import gc
 import json
+import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import IO, Annotated, Any, Generic, NoReturn, Protocol, TypeVar
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -25,6 +28,8 @@ Config = TypeVar("Config", bound=BaseModel)
 _SPELLINGS = {"registered-name": "register", "register-winners": "register"}
 # The export and MLflow make millions of objects that stay; at the default of 700 a second goes into looking at them.
 GARBAGE_THRESHOLDS = (100_000, 20, 100)
+SECONDS_TO_LEAVE = 3.0
+SECONDS_TO_LEAVE_INTERRUPTED = 1.0
 WIDTH_OF_FILES = 120  # where nobody says how wide the page is
 OUTPUT_GROUP = Group("Output", sort_key=9)
 OUTPUT = Parameter(group=OUTPUT_GROUP, negative=())
@@ -76,7 +81,10 @@ def read(
     # Registered first, so that it runs last, when Prefect has sent its last words: the interpreter would then
     # spend a second on freeing what the kernel frees at once.
     atexit.register(_leave)
-    sys.excepthook = _end_of_interrupted_imports
+    # Nothing is there to be closed while the imports run, and what is imported could catch an exception.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end_at_once)
     requests: list[Request[Config]] = []
     app = App(
         name=f"{flow}_flow.py", help=description, version_flags=(), result_action="return_value",
@@ -109,6 +117,7 @@ def read(
         raise SystemExit(0)
     if requests[0].verbose:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = os.environ["MLFLOW_LOGGING_LEVEL"] = "INFO"
+        os.environ["PREFECT_LOGGING_INTERNAL_LEVEL"] = "ERROR"
     return requests[0]
 
 
@@ -124,7 +133,10 @@ def run(request: Request[Config], flow: str, work: Callable[[Config], Result]) -
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     gc.enable()
+    if signal.getsignal(signal.SIGINT) == _end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    logging.raiseExceptions = request.verbose  # a log line that could not be sent fills the screen otherwise
     result: Result | None = None
     reason, code = "", 0
     try:
@@ -141,6 +153,9 @@ def run(request: Request[Config], flow: str, work: Callable[[Config], Result]) -
         reason, code = "interrupted", getattr(error, "code", 128 + signal.SIGINT)
         if not isinstance(code, int) or not code:  # asked for by code of the user's own
             reason, code = f"something in the run asked to exit: {code}", 1
+    # The work has ended, and how is known: a signal could only spoil the telling.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(BrokenPipeError):  # a reader that left early is no fault of the run
         if result is not None:
             _print_tables(result, sys.stderr if request.json else sys.stdout)
@@ -149,10 +164,18 @@ def run(request: Request[Config], flow: str, work: Callable[[Config], Result]) -
         if request.json:
             print(json.dumps(result.as_json() if result else {"flow": flow, "status": "failed", "reason": reason}))
     _exit_code.append(code)
+    _limit_exit(SECONDS_TO_LEAVE_INTERRUPTED if code > 128 else SECONDS_TO_LEAVE)
     sys.exit(code)
 
 
 _exit_code: list[int] = []
+
+
+def _limit_exit(seconds: float) -> None:
+    """Threads of the libraries may wait at the exit, for minutes, for a server that is gone."""
+    timer = threading.Timer(seconds, _leave)
+    timer.daemon = True
+    timer.start()
 
 
 def _leave() -> None:
@@ -212,8 +235,6 @@ def option_of(field: str) -> str:
     return f"--{_SPELLINGS.get(name, name)}"
 
 
-def _end_of_interrupted_imports(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        os._exit(128 + signal.SIGINT)
-    sys.__excepthook__(kind, error, trace)
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")  # a print could stand in the middle of another
+    os._exit(128 + number)

@@ -19,6 +19,7 @@ from fourfold.configuration import PredictConfig
 from fourfold.drift import Drift, Range, drift
 from fourfold.errors import ParityError, RequestError
 from fourfold.onnx_file import file_sha256
+from fourfold.processes import part_of, remove_left_parts
 from fourfold.scoring import InputError, Scorer
 from fourfold.structure import Refused, form_of, read_model
 from fourfold.tables import TableFile, ahead, check_points, is_numeric, listed, numbers, open_table
@@ -214,7 +215,8 @@ def _writer(path: Path | None) -> Iterator[Callable[[Mapping[str, pa.Array]], No
         yield lambda columns: None
         return
     existed = path.exists()
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    remove_left_parts(path)
+    part = part_of(path)
     opened: list[Any] = []
 
     def write(columns: Mapping[str, pa.Array]) -> None:

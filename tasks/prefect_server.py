@@ -1,7 +1,8 @@
 """A Prefect API server that lives exactly as long as the process that started it.
 
 Run as `python -m tasks.prefect_server FD`: FD is a socket that listens already, so that no port can be taken
-between choosing and binding it, and requests wait in its queue until the server is up. Standard input is a
+between choosing and binding it, and requests wait in its queue until the server is up. It answers programs of
+this machine alone: whoever asks under another host's name, or from a page in a browser, is refused. Standard input is a
 pipe from the owner. One line on it says that the request is sound and the server may touch the disk; its end,
 which the kernel brings about however the owner dies, ends the server.
 """
@@ -13,8 +14,31 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 SECONDS_TO_STOP = 3
+HOSTS = ["127.0.0.1"]
+
+
+class RefusePages:
+    """Refuse what a page in a browser sends: it names the page's origin, which programs do not."""
+
+    def __init__(self, app: "ASGIApp") -> None:
+        self.app = app
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        """Pass everything else on."""
+        if not any(name.lower() == b"origin" for name, _ in scope.get("headers", ())):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "no web page may ask here"})
+        else:
+            headers = [(b"content-type", b"text/plain")]
+            await send({"type": "http.response.start", "status": 403, "headers": headers})
+            await send({"type": "http.response.body", "body": b"no web page may ask here"})
 
 
 def main() -> None:
@@ -24,8 +48,13 @@ def main() -> None:
     from filelock import FileLock
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    # A web page may send requests to any address of this machine, and reads the answers where it has bound its own
+    # name to 127.0.0.1.
     app = create_app()
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
+    app.add_middleware(RefusePages)
     gc.freeze()
     gc.enable()
     if not sys.stdin.readline():

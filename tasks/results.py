@@ -1,18 +1,21 @@
 """What is known of any flow's run, from its start to its end."""
 
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from prefect.runtime import flow_run
 
 from fourfold.configuration import FlowConfig
+from fourfold.processes import temporary_folder
+from tasks.prefect_client import without_mark
 from tasks.reporting import Table, publish
+from tasks.sweep import sweep
 from tasks.tracking import RunRecord, recorded_run
 
 
@@ -73,19 +76,25 @@ class FlowResult(ABC):
         """Open the flow's run in MLflow and a temporary folder, for a block whose end is followed.
 
         As a part of another flow, the run stands below that flow's `parent`, and has no page of its own in Prefect.
+        Any other begins with closing what a process that was killed left open.
         """
         self.flow_run_id = flow_run.id
         tags = {"flow_run_id": flow_run.id, "flow_run_url": flow_run.ui_url}
         if parent:
             tags["mlflow.parentRunId"] = parent.run_id
         experiment = parent.experiment if parent else self.flow
-        with (
-            TemporaryDirectory(prefix="fourfold-") as folder,
-            self.followed(published=not parent),
-            recorded_run(experiment, self.config.title, self.config.parameters, tags, self.resumed) as record,
-        ):
+        with ExitStack() as stack:
+            folder = temporary_folder()
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.enter_context(without_mark())
+            stack.enter_context(self.followed(published=not parent))
+            if not parent:
+                sweep()
+            record = stack.enter_context(
+                recorded_run(experiment, self.config.title, self.config.parameters, tags, self.resumed)
+            )
             self.run_id, self.url = record.run_id, record.url
-            yield record, Path(folder)
+            yield record, folder
 
     @contextmanager
     def followed(self, *, published: bool = True) -> Iterator["FlowResult"]:

@@ -17,10 +17,11 @@ from fourfold.configuration import TrainConfig
 from fourfold.errors import DivergedError, ParityError, RequestError, first_line
 from tasks import services
 from tasks.command_line import option_of
+from tasks.services import REQUEST, can_go_on, folder_of
 from tasks.tracking import RunRecord, as_parameter, spell, store_client
 from tasks.train import settle
 
-REQUEST, LOCK = "request.json", ".lock"
+LOCK = ".lock"
 SECONDS_TO_LOOK = 1  # in which another process may hold a lock only to see that it is free
 
 
@@ -79,16 +80,6 @@ class Place:
             shutil.rmtree(self._path, ignore_errors=True)
         if self._lock is not None:
             self._lock.release()
-
-
-def folder_of(run_id: str) -> Path:
-    """Where the checkpoints of a run lie: on this machine, also where a server keeps the runs."""
-    return services.runs_folder() / "checkpoints" / run_id
-
-
-def can_go_on(run_id: str) -> bool:
-    """Whether a run that was stopped left what it takes to go on."""
-    return (folder_of(run_id) / REQUEST).is_file()
 
 
 def asked_again(config: TrainConfig) -> TrainConfig:

@@ -10,20 +10,25 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import tomllib
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
+
+from filelock import FileLock
 
 from fourfold.errors import RequestError, ServiceError
 
 PREFECT_DEFAULT_API = "http://127.0.0.1:4200/api"
 SECONDS_TO_ANSWER = 5
 SECONDS_TO_BOOT = 180
+REQUEST = "request.json"  # what a run was asked for, beside its checkpoints
 SECONDS_TO_WAIT = "FOURFOLD_SECONDS_TO_WAIT"
+SECONDS_OF_SILENCE = 15  # after which a wait is explained
 
 # Offline by default, and on the terminal only what a person needs: what the libraries log goes to their servers.
 _QUIET = {
@@ -31,6 +36,7 @@ _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -105,18 +111,28 @@ class PrefectServer:
         """
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-        if self._process is None:
+        from tasks.prefect_client import patient_client
+
+        process = self._process
+        if process is None:
             if not _answers(f"{self.api_url}/health", seconds=SECONDS_TO_ANSWER):
                 raise RequestError(
                     f"PREFECT_API_URL={self.api_url} does not answer; start that server, or unset it for a server "
                     "that lives as long as the run"
                 )
-            yield
+            with patient_client(self.api_url, seconds_to_wait()):
+                yield
             return
-        if not _answers(f"{self.api_url}/health", seconds=SECONDS_TO_BOOT):
+        slow = f"Prefect's server is not up after {SECONDS_OF_SILENCE} s: its database may be locked; waiting for it"
+        with told_after(SECONDS_OF_SILENCE, slow):
+            answers = _answers(f"{self.api_url}/health", seconds=SECONDS_TO_BOOT)
+        if not answers:
             raise ServiceError(f"Prefect's server did not start: {self._last_words()}")
         # Nobody watches the heartbeats of a run on a server that dies with it, and ending them takes a second.
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        with (
+            temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+            patient_client(self.api_url, seconds_to_wait(), alive=lambda: process.poll() is None),
+        ):
             yield
 
     @property
@@ -131,6 +147,18 @@ class PrefectServer:
         # After the reason uvicorn ends with a SystemExit that says nothing.
         reasons = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
         return (reasons or lines or ["it gave no reason"])[-1]
+
+
+@contextmanager
+def told_after(seconds: float, line: str) -> Iterator[None]:
+    """Print a line on standard error where the block takes longer than that."""
+    timer = threading.Timer(seconds, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def prepare_environment() -> None:
@@ -173,11 +201,35 @@ def seconds_to_wait() -> float:
     return seconds
 
 
+def folder_of(run_id: str) -> Path:
+    """Where the checkpoints of a run lie: on this machine, also where a server keeps the runs."""
+    return runs_folder() / "checkpoints" / run_id
+
+
+def can_go_on(run_id: str) -> bool:
+    """Whether a run that was stopped left what it takes to go on."""
+    return (folder_of(run_id) / REQUEST).is_file()
+
+
+def store_lock(purpose: str) -> AbstractContextManager[Any]:
+    """Let one process or thread at a time do something with the store; others wait, however long that takes.
+
+    The lock is a file's beside the SQLite database, and the kernel frees it where its holder dies. A store that is a
+    server has none: its clients may be anywhere.
+    """
+    if sqlite_file(tracking_uri()) is None:
+        return nullcontext()
+    folder = runs_folder()
+    folder.mkdir(exist_ok=True)
+    return FileLock(folder / f".{purpose}.lock")
+
+
 def check_tracking() -> None:
     """Make sure, without leaving a trace, that MLflow's store can be used.
 
     Raises:
-        RequestError: the address does not answer, its folder cannot be written, or it is of another kind.
+        RequestError: the address does not answer, its folder cannot be written, or it is of another kind; or what
+            the environment says of waiting is no number.
     """
     seconds_to_wait()
     uri = tracking_uri()

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import secrets
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -20,10 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -31,6 +28,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
 from fourfold.errors import ServiceError, first_line
+from fourfold.processes import process_tags
 from tasks import services
 from tasks.patience import SECONDS_OF_A_REQUEST, PatientClient, hurry, patiently, store_name
 
@@ -170,9 +168,7 @@ def owner_tags() -> dict[str, str]:
     """Whose a run is while it is open: this process, of this host and user."""
     return {
         "mlflow.user": getpass.getuser(),
-        "host": socket.gethostname(),
-        "process_id": str(os.getpid()),
-        "process_started": str(psutil.Process().create_time()),
+        **process_tags(),
         "outcome": "running",
     }
 
@@ -195,9 +191,7 @@ def store_client() -> MlflowClient:
         return PatientClient(uri)
 
     # MLflow creates its tables on first use; two processes that do so at once would fail.
-    folder = services.runs_folder()
-    folder.mkdir(exist_ok=True)
-    with FileLock(folder / ".create-tables.lock"):
+    with services.store_lock("runs"):
         return patiently(store_name(uri), connect)
 
 
@@ -263,16 +257,17 @@ def _reopen(run_id: str, tags: Mapping[str, Any]) -> RunRecord:
     Its origin stays what it was when it was opened: the model file must come out with the same bytes.
     """
     client = store_client()
-    run = client.get_run(run_id)
-    before = run.data.tags
-    first = before.get("first_flow_run_id") or before.get("flow_run_id")
-    origin = {"flow_run_id": first, "git_commit": before.get(_GIT_COMMIT), "git_dirty": before.get("git_dirty")}
-    experiment = client.get_experiment(run.info.experiment_id).name
-    record = RunRecord(client, run, experiment, {key: value for key, value in origin.items() if value})
-    # The owner first: a run that is RUNNING and whose process is gone would be closed.
-    resumed = {"first_flow_run_id": first, "resumed": int(before.get("resumed", 0)) + 1, "reason": ""}
-    record.tags({**tags, **resumed, **owner_tags()})
-    client.update_run(run_id, status="RUNNING")
+    with services.store_lock("runs"):  # else a start beside this one could find it left, and close it
+        run = client.get_run(run_id)
+        before = run.data.tags
+        first = before.get("first_flow_run_id") or before.get("flow_run_id")
+        origin = {"flow_run_id": first, "git_commit": before.get(_GIT_COMMIT), "git_dirty": before.get("git_dirty")}
+        experiment = client.get_experiment(run.info.experiment_id).name
+        record = RunRecord(client, run, experiment, {key: value for key, value in origin.items() if value})
+        # The owner first: a run that is RUNNING and whose process is gone would be closed.
+        resumed = {"first_flow_run_id": first, "resumed": int(before.get("resumed", 0)) + 1, "reason": ""}
+        record.tags({**tags, **resumed, **owner_tags()})
+        client.update_run(run_id, status="RUNNING")
     return record
 
 

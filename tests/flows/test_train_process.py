@@ -1,5 +1,6 @@
 """`python flows/train_flow.py` as a user runs it: a process, with its store, its Prefect server and its end."""
 
+import contextlib
 import json
 import re
 import signal
@@ -7,6 +8,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +20,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from workplaces import Ended, Workplace, workplace_in
+from workplaces import SECONDS_TO_FINISH, Ended, Workplace, workplace_in
 
 STEPS = ["make data", "build model", "train", "evaluate", "export to ONNX", "verify with onnxruntime", "register"]
 SECONDS_TO_BE_GONE = 10
+SECONDS_TO_END = 5
 
 
 @pytest.fixture(scope="module")
@@ -299,28 +303,78 @@ def test_two_first_runs_at_the_same_time_on_an_empty_folder(empty_workplace: Wor
     assert versions == {"1", "2"}
 
 
-def test_a_server_that_is_there_is_used_and_left_alone(workplace: Workplace) -> None:
+def test_a_server_that_is_there_is_used_waited_for_while_it_restarts_and_left_alone(workplace: Workplace) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     log = (workplace.folder / "server.log").open("w")
-    server = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"],
-        env=workplace.environment | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_UI_ENABLED": "0"},
-        stdout=log,
-        stderr=log,
-    )
+
+    def start() -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"],
+            env=workplace.environment | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_UI_ENABLED": "0"},
+            stdout=log,
+            stderr=log,
+        )
+
+    server = start()
     try:
         _wait_until_it_listens(port, server)
-        ended = workplace.run("--json", PREFECT_API_URL=f"http://127.0.0.1:{port}/api")
+        process = workplace.start("--json", PREFECT_API_URL=f"http://127.0.0.1:{port}/api")
+        assert process.stderr is not None
+        _wait_until_a_run_is_open(workplace, process)
+        server.terminate()
+        server.wait(timeout=30)
+        said = next(line for line in process.stderr if "waiting for it" in line)
+        assert f"http://127.0.0.1:{port}/api does not answer" in said
+        (run,) = workplace.client.search_runs([workplace.client.get_experiment_by_name("train").experiment_id])
+        assert run.info.status == "FINISHED", "the work goes on, and only the telling waits"
+        server = start()
+        out, err = process.communicate(timeout=SECONDS_TO_FINISH)
+        ended = Ended(process.returncode, out, err)
         assert ended.code == 0, ended.err
+        assert ended.result["status"] == "registered"
+        assert "Prefect's server answers again" in ended.err
         assert server.poll() is None
         tags = workplace.client.get_run(ended.result["run_id"]).data.tags
         assert tags["flow_run_url"].startswith(f"http://127.0.0.1:{port}/")
+        state, steps, artifacts = flow_run(workplace, ended, workplace.folder / "prefect")
+        assert (state, len(artifacts)) == ("COMPLETED", 1)
+        assert set(steps) == set(STEPS)
     finally:
         server.terminate()
         server.wait(timeout=30)
         log.close()
+
+
+def test_a_server_of_our_own_that_is_killed_takes_no_work_along(workplace: Workplace) -> None:
+    """It is not waited for: nobody will start it again."""
+    process = workplace.start("--json")
+    _wait_until_a_run_is_open(workplace, process)
+    (server,) = (one for one in psutil.Process(process.pid).children() if "tasks.prefect_server" in one.cmdline())
+    server.kill()
+    out, err = process.communicate(timeout=SECONDS_TO_FINISH)
+    ended = Ended(process.returncode, out, err)
+    assert ended.code == 0, ended.err
+    assert ended.result["status"] == "registered"
+    (warning,) = [line for line in ended.err.splitlines() if line.startswith("warning")]
+    assert "was not told that the run ended as completed; the next start of a flow puts that right" in warning
+    assert "Traceback" not in ended.err
+    assert workplace.client.get_run(ended.result["run_id"]).info.status == "FINISHED"
+    assert flow_states(workplace)[ended.result["flow_run_id"]] == "RUNNING"
+
+
+def _wait_until_a_run_is_open(workplace: Workplace, process: "subprocess.Popen[str]") -> None:
+    database = workplace.folder / "mlflow.db"
+    while process.poll() is None:
+        with (
+            contextlib.suppress(sqlite3.OperationalError),
+            sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True) as one,
+        ):
+            if one.execute("select count(*) from params").fetchone()[0]:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"the flow ended with {process.returncode}")
 
 
 def _wait_until_it_listens(port: int, server: "subprocess.Popen[bytes]") -> None:
@@ -332,27 +386,68 @@ def _wait_until_it_listens(port: int, server: "subprocess.Popen[bytes]") -> None
 
 
 @pytest.mark.parametrize(
-    ("sent", "code", "status"),
+    ("sent", "code", "status", "state"),
     [
-        (signal.SIGINT, 130, "KILLED"),
-        (signal.SIGTERM, 143, "KILLED"),
+        (signal.SIGINT, 130, "KILLED", "CRASHED"),
+        (signal.SIGTERM, 143, "KILLED", "CRASHED"),
         # Nothing can be written after SIGKILL: the status stays until the next start closes it.
-        (signal.SIGKILL, -signal.SIGKILL, "RUNNING"),
+        (signal.SIGKILL, -signal.SIGKILL, "RUNNING", "RUNNING"),
     ],
 )
-def test_no_process_is_left_after_a_signal(workplace: Workplace, sent: signal.Signals, code: int, status: str) -> None:
+def test_no_process_is_left_after_a_signal(
+    workplace: Workplace, sent: signal.Signals, code: int, status: str, state: str
+) -> None:
     process = workplace.start("--epochs", "1000000000")
     assert process.stderr is not None
     next(line for line in process.stderr if line.startswith("training: epoch"))
     children = psutil.Process(process.pid).children(recursive=True)
     assert children, "a Prefect server of its own"
+    began = time.monotonic()
     process.send_signal(sent)
     process.communicate(timeout=30)
     assert process.returncode == code
+    assert time.monotonic() - began < SECONDS_TO_END
     _, alive = psutil.wait_procs(children, timeout=SECONDS_TO_BE_GONE)
     assert alive == []
     (run,) = workplace.client.search_runs([workplace.client.get_experiment_by_name("train").experiment_id])
     assert run.info.status == status
+    flow_run_id = run.data.tags["flow_run_id"]
+    assert flow_states(workplace)[flow_run_id] == state
+    if sent is not signal.SIGKILL:
+        return
+    # A run that was killed before it stood in MLflow, and one whose end Prefect was not told.
+    ended = workplace.client.create_run(run.info.experiment_id, tags={"flow_run_id": str(uuid.uuid4())})
+    workplace.client.set_terminated(ended.info.run_id, "FINISHED")
+    copies = {str(uuid.uuid4()): "CRASHED", ended.data.tags["flow_run_id"]: "COMPLETED"}
+    copy_flow_run(workplace, flow_run_id, list(copies))
+    second = workplace.run("--epochs", "1", "--no-register", "--json")
+    assert second.code == 0, second.err
+    assert workplace.client.get_run(run.info.run_id).info.status == "KILLED"
+    (told,) = [line for line in second.err.splitlines() if line.startswith("closed, because its process was gone")]
+    assert all(one in told for one in (run.info.run_id, flow_run_id, *copies))
+    states = flow_states(workplace)
+    assert {one: states[one] for one in copies} == copies
+    assert states[flow_run_id] == "CRASHED"
+    assert states[second.result["flow_run_id"]] == "COMPLETED"
+
+
+def flow_states(workplace: Workplace) -> dict[str, str]:
+    """The state of each flow run, from Prefect's own database."""
+    with sqlite3.connect(workplace.folder / "prefect" / "prefect.db") as database:
+        return dict(database.execute("select id, state_type from flow_run").fetchall())
+
+
+def copy_flow_run(workplace: Workplace, flow_run_id: str, ids: list[str]) -> None:
+    """Write a flow run down again under other ids."""
+    with sqlite3.connect(workplace.folder / "prefect" / "prefect.db") as database:
+        generated = {"id", "idempotency_key", "state_id"}
+        kept = [row[1] for row in database.execute("pragma table_info(flow_run)") if row[1] not in generated]
+        for one in ids:
+            columns = ", ".join(f'"{name}"' for name in kept)
+            database.execute(
+                f"insert into flow_run (id, {columns}) select ?, {columns} from flow_run where id = ?",
+                (one, flow_run_id),
+            )
 
 
 FAULTY = """

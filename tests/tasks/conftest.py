@@ -3,6 +3,7 @@
 import atexit
 import gc
 import json
+import logging
 import os
 import shutil
 import signal
@@ -49,12 +50,15 @@ def _environment(tmp_path: Path) -> Iterator[None]:
 @pytest.fixture
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Put back what `command_line` sets for a whole process."""
-    hook, thresholds, handler = sys.excepthook, gc.get_threshold(), signal.getsignal(signal.SIGTERM)
+    thresholds = gc.get_threshold()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(command_line, "_exit_code", [])
+    monkeypatch.setattr(command_line, "_limit_exit", lambda seconds: None)
+    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
     yield
     atexit.unregister(command_line._leave)
-    sys.excepthook = hook
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     gc.set_threshold(*thresholds)
     gc.unfreeze()
     gc.enable()

@@ -12,7 +12,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from tasks import aliases
+from tasks import services
 from tasks.aliases import Promotion, Ruling, award, promote
 from tasks.tracking import RunRecord
 
@@ -52,9 +52,9 @@ class TestLock:
     def test_it_waits_for_another_process_and_is_free_when_that_is_killed(
         self, versions: MlflowClient, tmp_path: Path
     ) -> None:
-        with aliases.registry_lock():
+        with services.store_lock("aliases"):
             pass
-        (lock,) = (tmp_path / "mlruns").glob("*.lock")
+        (lock,) = (tmp_path / "mlruns").glob(".aliases.lock")
         hold = (
             f"import filelock, time; lock = filelock.FileLock({str(lock)!r}); lock.acquire(); print(); time.sleep(60)"
         )
@@ -80,7 +80,7 @@ class TestLock:
 
     def test_promoting_takes_the_same_lock(self, versions: MlflowClient, record: RunRecord) -> None:
         thread = threading.Thread(target=promote.fn, args=(NAME, "2", record))
-        with aliases.registry_lock():
+        with services.store_lock("aliases"):
             thread.start()
             thread.join(1)
             assert thread.is_alive()
@@ -90,7 +90,7 @@ class TestLock:
 
     def test_judging_a_champion_that_stays_holds_nobody_up(self, versions: MlflowClient) -> None:
         def look() -> None:
-            lock = aliases.registry_lock()
+            lock = services.store_lock("aliases")
             assert isinstance(lock, FileLock)
             lock.acquire(timeout=0)
             lock.release()
@@ -100,7 +100,7 @@ class TestLock:
 
     def test_a_server_has_none(self, versions: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-        with aliases.registry_lock():
+        with services.store_lock("aliases"):
             award(versions, NAME, "3", beats("1"), {})
         assert named(versions)["champion"] == "3"
 
@@ -110,7 +110,7 @@ class TestWithoutALock:
 
     @pytest.fixture(autouse=True)
     def _no_lock(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(aliases, "registry_lock", nullcontext)
+        monkeypatch.setattr(services, "store_lock", lambda _: nullcontext())
 
     @pytest.mark.parametrize("moment", ["while it is judged", "while it is tagged"])
     def test_a_champion_that_came_meanwhile_is_judged_against(

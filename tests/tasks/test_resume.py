@@ -21,7 +21,8 @@ from fourfold.fitting import FitResult
 from tasks import train as train_module
 from tasks.build_model import build
 from tasks.make_data import load
-from tasks.resume import Place, asked_again, folder_of
+from tasks.resume import Place, asked_again
+from tasks.services import folder_of
 from tasks.tracking import recorded_run
 from tasks.train import stopped_between_steps, train
 

@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import http.client
 import os
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -117,6 +119,21 @@ class TestTrackingAddress:
     def test_a_relative_file_is_in_the_working_directory(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.chdir(tmp_path)
         assert services.sqlite_file("sqlite:///runs.db") == tmp_path / "runs.db"
+
+
+class TestSecondsToWait:
+    @pytest.mark.parametrize(("text", "seconds"), [(None, 600), ("", 600), ("0", 0), ("2.5", 2.5)])
+    def test_the_variable_decides(self, text: str | None, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("FOURFOLD_SECONDS_TO_WAIT", raising=False)
+        if text is not None:
+            monkeypatch.setenv("FOURFOLD_SECONDS_TO_WAIT", text)
+        assert services.seconds_to_wait() == seconds
+
+    @pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon"])
+    def test_what_is_no_number_of_seconds_is_refused(self, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FOURFOLD_SECONDS_TO_WAIT", text)
+        with pytest.raises(RequestError, match=f"FOURFOLD_SECONDS_TO_WAIT={text}: a number of seconds is needed"):
+            services.check_tracking()
 
 
 class TestEnvironment:
@@ -468,11 +485,38 @@ class TestServerOfOurOwn:
             listening = [c.laddr for c in connections if c.status == psutil.CONN_LISTEN]
             assert [address.ip for address in listening] == ["127.0.0.1"]
             assert owner.api_url == f"http://127.0.0.1:{listening[0].port}/api"
+            self.refuses_what_a_web_page_sends(owner.api_url)
 
             owner.process.kill()
             until(lambda: is_gone(owner.server_id), SECONDS_TO_STOP, "the server ends")
             with pytest.raises(OSError, match="refused"):
                 urllib.request.urlopen(f"{owner.api_url}/health", timeout=5)
+
+    def refuses_what_a_web_page_sends(self, api_url: str) -> None:
+        """One that has bound its own name to 127.0.0.1, one that asks across origins, and a socket of either."""
+        port = urlsplit(api_url).port
+        assert port is not None
+        upgrade = {
+            "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "MDEyMzQ1Njc4OWFiY2RlZg==", "Sec-WebSocket-Protocol": "prefect",
+        }  # fmt: skip
+        origin = {"Origin": "http://evil.example"}
+        for method, path, headers, expected in [
+            ("GET", "/api/health", {}, 200),
+            ("GET", "/api/health", {"Host": f"evil.example:{port}"}, 400),
+            ("GET", "/api/health", {"Host": f"localhost:{port}"}, 400),
+            ("GET", "/api/health", origin, 403),
+            ("GET", "/api/health", {"Origin": "null"}, 403),
+            ("OPTIONS", "/api/flow_runs/filter", {**origin, "Access-Control-Request-Method": "POST"}, 403),
+            ("GET", "/api/events/in", upgrade, 101),
+            ("GET", "/api/events/in", {**upgrade, **origin}, 403),
+            ("GET", "/api/events/in", {**upgrade, "Host": "evil.example"}, 400),
+        ]:
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+                connection.request(method, path, headers=headers)
+                answer = connection.getresponse()
+                assert (answer.status, headers) == (expected, headers)
+                assert answer.getheader("access-control-allow-origin") is None
 
     @pytest.mark.parametrize("end", ["return", "SIGKILL"])
     def test_before_the_word_it_writes_nothing_and_without_it_ends_with_its_owner(
