@@ -86,7 +86,7 @@ class TestWhetherItIsGone:
         assert not replace(own, begun=own.begun + 1).is_gone(), "the boot time is known to the second"
         assert replace(own, begun=own.begun - 60).is_gone()
 
-    @pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1])
+    @pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1], ids=["own", "none"])
     def test_of_another_host_nothing_is_certain(self, pid: int) -> None:
         assert not ProcessIdentity("0" * 12, pid, 1.0).is_gone()
 
