@@ -19,13 +19,14 @@ from tasks.tracking import recorded_run
 
 ROOT = Path(__file__).parents[2]
 CHILD = """
+from mlflow import MlflowClient
 import sys, time
 from tasks.tracking import recorded_run
 
 with recorded_run("compare", "a parent", {}, {}) as parent:
     with recorded_run("compare", "a child", {}, {"mlflow.parentRunId": parent.run_id}) as child:
         for record in (parent, child):
-            record.client.create_logged_model(record.experiment_id, source_run_id=record.run_id)
+            MlflowClient().create_logged_model(record.experiment_id, source_run_id=record.run_id)
         print(parent.run_id, child.run_id, flush=True)
         time.sleep(600)
 """
@@ -96,6 +97,7 @@ class TestMlflow:
     ) -> None:
         run_id = opened(store, **gone())
         (tmp_path / "mlruns" / "checkpoints" / run_id).mkdir(parents=True)
+        (tmp_path / "mlruns" / "checkpoints" / run_id / "request.json").write_text("{}")
         sweep()
         assert f"run {run_id} (--resume {run_id} continues it)" in capsys.readouterr().err
 
