@@ -1,7 +1,11 @@
 """A verified model file as an MLflow model: MLflow's own onnx flavor, and a python_function that knows the columns."""
 
+import os
 import shutil
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,10 +20,15 @@ from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
 
 from fourfold import scoring
+from fourfold.structure import Refused
+from tasks.find_model import FILE_NAME
 
 # What a served model imports.
 PACKAGES = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")
 _LOADER = "fourfold_scoring"  # not `fourfold`, which may be installed where the model is served
+_CODE = "code"
+_SWITCH = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+_LOADING = threading.Lock()
 
 
 def log(
@@ -63,8 +72,49 @@ class _Flavor:
             save_as_external_data=False,
             **kwargs,
         )
-        code = Path(path) / "code"
+        code = Path(path) / _CODE
         code.mkdir()
         shutil.copy(scoring.__file__, code / f"{_LOADER}.py")
         mlflow_model.flavors[mlflow.pyfunc.FLAVOR_NAME] |= {"loader_module": _LOADER, "code": code.name}
         mlflow_model.save(str(Path(path) / MLMODEL_FILE_NAME))
+
+
+def load(folder: Path) -> Any:
+    """Load what `log` logged, as MLflow serves it.
+
+    Such a folder holds code, and its MLmodel file names what to import. It must be the code that was written, and no
+    other file is imported even so: this process's own copy of the same text is. Pickles are refused.
+
+    Raises:
+        Refused: the folder names or holds other code.
+    """
+    named = Model.load(str(folder)).flavors.get(mlflow.pyfunc.FLAVOR_NAME, {})
+    expected = {"loader_module": _LOADER, "code": _CODE, "data": FILE_NAME}
+    if other := {key: named.get(key) for key, value in expected.items() if named.get(key) != value}:
+        raise Refused(f"its MLmodel names {other}, not what was written")
+    if (folder / _CODE / f"{_LOADER}.py").read_bytes() != Path(scoring.__file__).read_bytes():
+        raise Refused(f"its {_CODE}/{_LOADER}.py is not what was written")
+    with _nothing_foreign():
+        return mlflow.pyfunc.load_model(str(folder))
+
+
+@contextmanager
+def _nothing_foreign() -> Iterator[None]:
+    """Let MLflow import our own scoring, unpickle nothing, and leave the path to modules as it was."""
+    with _LOADING:
+        path, module, switch = sys.path, sys.modules.get(_LOADER), os.environ.get(_SWITCH)
+        sys.modules[_LOADER] = scoring
+        os.environ[_SWITCH] = "false"
+        try:
+            yield
+        finally:
+            sys.path = path  # MLflow puts the folder in front
+            _put_back(sys.modules, _LOADER, module)
+            _put_back(os.environ, _SWITCH, switch)
+
+
+def _put_back(where: Any, key: str, value: Any) -> None:
+    if value is None:
+        where.pop(key, None)
+    else:
+        where[key] = value

@@ -5,7 +5,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
@@ -23,7 +22,7 @@ from fourfold.structure import Refused
 from tasks import flavor
 from tasks.aliases import CHALLENGER, CHAMPION, Ruling, award
 from tasks.evaluate import Evaluation, accuracy
-from tasks.find_model import FILE_NAME
+from tasks.find_model import FILE_NAME, folder_of, locate
 from tasks.steps import step
 from tasks.tracking import ALREADY_EXISTS, RunRecord
 
@@ -78,7 +77,7 @@ def register(
     client, name = record.client, config.model_name
     created = _version_of_run(record, name) or _log_and_register(config, data, exported, record)
     version, uri = str(created.version), f"models:/{name}/{created.version}"
-    stored = Path(mlflow.artifacts.download_artifacts(uri)) / FILE_NAME
+    stored = folder_of(client, uri, record.run_id) / FILE_NAME
     if fault := _differs_from_proved(uri, stored, exported, data):
         client.delete_model_version(name, version)
         raise RegistrationError(f"{uri} is not what was verified: {fault}; it was taken back, no alias was moved")
@@ -109,7 +108,10 @@ def _differs_from_proved(uri: str, stored: Path, exported: ExportedModel, data: 
     again = prove_again(stored, golden)
     if not again.passed:
         return again.reason
-    served = mlflow.pyfunc.load_model(uri)
+    try:
+        served = flavor.load(stored.parent)
+    except Refused as refusal:
+        return str(refusal)
 
     def predict_served(x: np.ndarray) -> np.ndarray:
         prediction: np.ndarray = served.predict(pd.DataFrame(x, columns=list(data.features))).to_numpy()
@@ -166,8 +168,9 @@ def _decide(
         decision = f"version {champion.version} cannot predict these rows: its {other[0]} are others"
         return Ruling(CHALLENGER, decision, numbers)
     try:
-        address = f"models:/{champion.name}/{champion.version}"
-        champions = _rmse(Path(mlflow.artifacts.download_artifacts(address)) / FILE_NAME, data)
+        present = locate(f"models:/{champion.name}/{champion.version}")
+        present.read()
+        champions = _rmse(present.path, data)
     except Exception as error:  # of MLflow, onnxruntime or the file system: whatever it is, nothing was compared
         decision = f"version {champion.version} cannot predict these rows: {first_line(error)}"
         return Ruling(CHALLENGER, decision, numbers)
