@@ -44,19 +44,20 @@ def log(
         example: some rows, (rows, features).
     """
     any_type = AnyType()  # type: ignore[no-untyped-call]
-    Model.log(
-        None,
-        _Flavor,
-        model_id=model_id,
-        run_id=run_id,
-        path_of_file=path,
-        signature=ModelSignature(
-            inputs=Schema([ColSpec(any_type, name, required=False) for name in features]),
-            outputs=Schema([ColSpec("double" if dtype == "float64" else "float", name) for name in targets]),
-        ),
-        input_example=pd.DataFrame(example, columns=list(features)),
-        pip_requirements=[f"{package}=={version(package)}" for package in PACKAGES],
-    )
+    with _nothing_foreign():  # MLflow loads it once, for the example
+        Model.log(
+            None,
+            _Flavor,
+            model_id=model_id,
+            run_id=run_id,
+            path_of_file=path,
+            signature=ModelSignature(
+                inputs=Schema([ColSpec(any_type, name, required=False) for name in features]),
+                outputs=Schema([ColSpec("double" if dtype == "float64" else "float", name) for name in targets]),
+            ),
+            input_example=pd.DataFrame(example, columns=list(features)),
+            pip_requirements=[f"{package}=={version(package)}" for package in PACKAGES],
+        )
 
 
 class _Flavor:
