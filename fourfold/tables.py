@@ -6,7 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -183,10 +183,16 @@ def open_table(path: Path, option: str = "--data") -> TableFile:
 
 def is_file(path: Path) -> bool:
     """Whether a path is that of a regular file; a name that no file can have, as one too long, is none's."""
-    try:
+    with suppress(OSError):
         return path.is_file()
-    except OSError:
-        return False
+    return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is that of a folder, in the same way."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 def open_parquet(path: Path) -> pa.parquet.ParquetFile:

@@ -17,7 +17,7 @@ from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 from fourfold.errors import ParityError, RequestError, first_line
 from fourfold.golden import FILE_NAME as GOLDEN
 from fourfold.structure import form_of, read_model
-from fourfold.tables import is_file
+from fourfold.tables import is_file, is_folder
 from tasks import services
 
 FILE_NAME = "model.onnx"
@@ -158,7 +158,7 @@ def _client(address: str) -> MlflowClient:
 
 def _on_disk(address: str) -> FoundModel:
     path = Path(address)
-    if path.is_dir():
+    if is_folder(path):
         path = path / FILE_NAME
     elif path.suffix != ".onnx":
         raise RequestError(

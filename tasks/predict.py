@@ -21,7 +21,7 @@ from fourfold.errors import RequestError
 from fourfold.onnx_file import file_sha256
 from fourfold.scoring import InputError, Scorer
 from fourfold.structure import Refused
-from fourfold.tables import TableFile, ahead, check_points, is_file, is_numeric, listed, numbers, open_table
+from fourfold.tables import TableFile, ahead, check_points, is_file, is_folder, is_numeric, listed, numbers, open_table
 from tasks.find_model import FoundModel, locate
 from tasks.reporting import progress
 from tasks.steps import step
@@ -194,12 +194,15 @@ def _check_columns(file: TableFile, scorer: Scorer, keep: Sequence[str]) -> None
 def _check_output(path: Path, config: PredictConfig) -> Path:
     if path.suffix.lower() not in (".csv", ".parquet", ".pq"):
         raise RequestError(f"--output {path}: unknown ending {path.suffix!r}; .csv and .parquet are written")
+    if not is_folder(path.parent):
+        raise RequestError(f"--output {path}: there is no folder {path.parent}")
     try:
-        if not path.parent.is_dir():
-            raise RequestError(f"--output {path}: there is no folder {path.parent}")
-        exists = path.exists()
-    except OSError as error:  # a name that no file can have
-        raise RequestError(f"--output {path}: {error.strerror}") from error
+        os.stat(path)  # noqa: PTH116 - pathlib's own hides that a name holds NUL
+        exists = True
+    except FileNotFoundError:
+        exists = False
+    except (OSError, ValueError) as error:
+        raise RequestError(f"--output {path}: {getattr(error, 'strerror', None) or error}") from error
     if exists and not (path.is_file() and config.overwrite):
         raise RequestError(f"--output {path} exists; --overwrite replaces a file")
     if exists and config.input and is_file(Path(config.input)) and path.samefile(config.input):
