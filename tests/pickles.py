@@ -40,7 +40,7 @@ def held(content: bytes, path: Path | None = None) -> Iterator[str]:
         yield ""
     for match in IN_BASE64.finditer(content):
         text = match[0].replace(b"\n", b"")
-        if is_pickle(base64.b64decode(text + b"=" * (-len(text) % 4))):
+        if is_pickle(base64.b64decode(text.rstrip(b"=")[: len(text) // 4 * 4] + b"==")):
             yield " in base64"
     for unpack in PACKED if content else ():
         with contextlib.suppress(OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):

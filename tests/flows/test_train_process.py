@@ -1,6 +1,7 @@
 """`python flows/train_flow.py` as a user runs it: a process, with its store, its Prefect server and its end."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -18,7 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from pickles import pickles_in
-from workplaces import Ended, Workplace, workplace_in
+from workplaces import ROOT, Ended, Workplace, workplace_in
 
 STEPS = ["make data", "build model", "train", "evaluate", "export to ONNX", "verify with onnxruntime", "register"]
 SECONDS_TO_BE_GONE = 10
@@ -423,7 +424,7 @@ def test_no_connection_leaves_the_machine(workplace: Workplace) -> None:
     spy.mkdir()
     (spy / "sitecustomize.py").write_text(SPY.format(log=str(log)))
     workplace.environment.pop("CI", None)  # would turn onnxruntime's telemetry off by itself
-    ended = workplace.run("--json", PYTHONPATH=str(spy), HOME=str(workplace.folder))
+    ended = workplace.run("--json", PYTHONPATH=f"{spy}{os.pathsep}{ROOT}", HOME=str(workplace.folder))
     assert ended.code == 0, ended.err
     addresses = set(log.read_text().split())
     assert addresses, "the flow talks to its own server"
