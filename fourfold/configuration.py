@@ -56,7 +56,9 @@ def _like(pattern: str, advice: str) -> AfterValidator:
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_split_commas)]
-_NOT_IN_A_NAME = r"/:.%\"'"  # what MLflow does not take in the name of a registered model
+# What MLflow does not take in the name of a registered model; what turns the direction of text; what no text holds.
+_NOT_IN_A_NAME = r"/:.%\"'\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+LONGEST_NAME = 250  # MLflow keeps 256 characters
 # `--option betas=0.9,0.99` must stay whole, so these are not split at commas.
 Assignments = tuple[Annotated[str, _like(r"[^=\s]+=.+", "NAME=VALUE")], ...]
 
@@ -288,7 +290,10 @@ class TrainConfig(ProblemConfig):
     registered_name: Annotated[
         Annotated[
             str,
-            _like(rf"[^{_NOT_IN_A_NAME}\s][^{_NOT_IN_A_NAME}\n]*", "a name without the characters / : . % and quotes"),
+            _like(
+                rf"[^{_NOT_IN_A_NAME}\s][^{_NOT_IN_A_NAME}]{{0,{LONGEST_NAME - 1}}}",
+                f"a name without the characters / : . % and quotes, of at most {LONGEST_NAME}",
+            ),
         ]
         | None,
         Parameter(name="--register", group=RESULT.group),
@@ -322,7 +327,7 @@ class TrainConfig(ProblemConfig):
     @property
     def model_name(self) -> str:
         """The registered model's name, the default resolved."""
-        return self.registered_name or self.subject
+        return self.registered_name or self.subject[:LONGEST_NAME]
 
     @property
     def title(self) -> str:

@@ -65,3 +65,8 @@ class ServiceError(FourfoldError):
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def visible(text: str) -> str:
+    """A text with escapes in place of what a terminal would obey and nobody would see: `\\x1b`, `\\n`, `\\u202e`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

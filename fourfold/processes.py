@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import socket
 import tempfile
@@ -104,17 +105,25 @@ def remove_left_folders() -> list[Path]:
 
 
 def part_of(path: Path) -> Path:
-    """The name under which this process writes a file until it is whole: beside it, hidden."""
-    return path.with_name(f".{path.name}.{ProcessIdentity.own().spelled}.part")
+    """A name under which this process writes a file until it is whole: beside it, hidden, and never foreseen.
+
+    Else somebody could put a link there, and have us write where it leads.
+    """
+    return path.with_name(f"{_of(path)}{ProcessIdentity.own().spelled}-{secrets.token_hex(8)}.part")
 
 
 def remove_left_parts(path: Path) -> None:
     """Remove what processes that were killed left of that file."""
     for name, part in _names(path.parent):
-        if name.startswith(f".{path.name}.") and name.endswith(".part"):
-            owner = ProcessIdentity.read(name.removeprefix(f".{path.name}.").removesuffix(".part"))
+        if name.startswith(_of(path)) and name.endswith(".part"):
+            owner = ProcessIdentity.read(name.removeprefix(_of(path)).rpartition("-")[0])
             if owner and owner.is_gone():
                 part.unlink(missing_ok=True)
+
+
+def _of(path: Path) -> str:
+    """Stands for a file's name, which may be as long as a name can be already."""
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}."
 
 
 def _names(folder: Path) -> Iterator[tuple[str, Path]]:

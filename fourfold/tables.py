@@ -3,9 +3,10 @@
 import csv
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -156,7 +157,7 @@ def open_table(path: Path, option: str = "--data") -> TableFile:
     Raises:
         RequestError: no such file, empty, another format, unreadable, columns of the same name.
     """
-    if not path.is_file():
+    if not is_file(path):
         others = "give line, sine, or the path of a" if option == "--data" else "give the path of a"
         raise RequestError(f"{option} {path}: no such file; {others} .csv or .parquet file")
     if path.stat().st_size == 0:
@@ -175,9 +176,23 @@ def open_table(path: Path, option: str = "--data") -> TableFile:
         columns = file.schema.names  # decoded only when asked for
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise RequestError(f"{option} {path} cannot be read: {first_line(error)}") from error
-    if repeated := sorted({name for name in columns if columns.count(name) > 1}):
+    if repeated := sorted(name for name, count in Counter(columns).items() if count > 1):
         raise RequestError(f"{path} has more than one column named {listed(repeated)}; give each its own name")
     return file
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is that of a regular file; a name that no file can have, as one too long, is none's."""
+    with suppress(OSError):
+        return path.is_file()
+    return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is that of a folder, in the same way."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 def open_parquet(path: Path) -> pa.parquet.ParquetFile:
@@ -194,14 +209,15 @@ def choose_columns(
     Raises:
         RequestError: a column that is not there or given twice, or one that holds neither numbers nor booleans.
     """
-    path, columns, numeric = file.path, file.schema.names, file.numeric
+    path, columns, numeric = file.path, file.schema.names, frozenset(file.numeric)
     if not targets:
         raise RequestError(f"--data {path} needs --target COLUMN; its columns are {listed(columns)}")
+    there = frozenset(columns)  # of a hundred thousand columns, each looked up in a list is minutes
     for option, names in (("--target", targets), ("--features", features)):
-        for name in names:
-            if name not in columns:
+        for name, count in Counter(names).items():
+            if name not in there:
                 raise RequestError(f"{option} {name}: {path} has no such column; it has {listed(columns)}")
-            if names.count(name) > 1:
+            if count > 1:
                 raise RequestError(f"{option} {name} is given twice; once is enough")
             if name not in numeric:
                 raise RequestError(f"{file.why_not_numbers(name)}; mend it, or choose another by {option}")

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fourfold.errors import FourfoldError, RequestError
+from fourfold.errors import FourfoldError, RequestError, visible
 
 Config = TypeVar("Config", bound=BaseModel)
 # Options whose name is not their field's.
@@ -145,7 +145,7 @@ def run(request: Request[Config], flow: str, work: Callable[[Config], Result]) -
         result = getattr(error, "result", None)
         reason, code = _one_line(error), getattr(error, "exit_code", 1)
         if request.verbose:
-            traceback.print_exc()
+            print(*map(visible, traceback.format_exc().splitlines()), sep="\n", file=sys.stderr)
         elif not isinstance(error, FourfoldError):
             reason += "; --verbose shows where"
     except (KeyboardInterrupt, SystemExit) as error:  # Ctrl-C, and the handler above
@@ -194,29 +194,35 @@ def _print_tables(result: Result, file: IO[str]) -> None:
         for one in result.tables():
             wide = Table(box=None, pad_edge=False, header_style="bold")
             for name in one.header:
-                wide.add_column(Text(name), overflow="fold")
+                wide.add_column(_shown(name), overflow="fold")
             for row in one.rows:
-                wide.add_row(*map(Text, row))
+                wide.add_row(*map(_shown, row))
             console.print(wide)
             console.print()
         table = Table(show_header=False, box=None, pad_edge=False)
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         for name, value in result.rows().items():
-            table.add_row(Text(name), Text(value))
+            table.add_row(_shown(name), _shown(value))
         console.print(table)
-    file.write(text.get())
+    # A terminal that cannot spell a letter still shows the rest.
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    file.write(text.get().encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _shown(text: str) -> Text:
+    return Text(visible(text))
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = visible(" ".join(str(error).split()))
     if isinstance(error, FourfoldError):
         return text
     return f"{type(error).__name__}: {text or 'no reason given'}"
 
 
 def _refuse(reason: str) -> NoReturn:
-    print(f"{reason}; --help shows what is allowed", file=sys.stderr)
+    print(f"{visible(reason)}; --help shows what is allowed", file=sys.stderr)
     raise SystemExit(RequestError.exit_code)
 
 

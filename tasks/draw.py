@@ -6,10 +6,15 @@ first picture would take a second and 33 MB.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from fourfold.errors import visible
+
+LONGEST_LABEL = 60
 
 
 def draw(arrays: dict[str, np.ndarray], picture: Path) -> None:
@@ -54,14 +59,22 @@ def _draw_rows(axes: Axes, arrays: dict[str, np.ndarray]) -> None:
             order = x[:, 0].argsort()
             axes.plot(x[order, 0], predicted[order], color="black", linewidth=1, label="fit")
     if over_feature:
-        axes.set(xlabel=feature, ylabel=target, title="Fit")
+        _label(axes, feature, target, title="Fit")
     else:
         axes.axline((float(arrays["training_y"][0, 0]),) * 2, slope=1, color="black", linewidth=1)
-        axes.set(xlabel=f"actual {target}", ylabel=f"predicted {target}", title="Predicted against actual")
+        _label(axes, f"actual {target}", f"predicted {target}", title="Predicted against actual")
     axes.legend()
     axes.grid(alpha=0.3)
 
 
+def _label(axes: Axes, x: str, y: str, **others: Any) -> None:
+    """Name the axes after columns as they are: a dollar sign begins no formula, and a long name is cut."""
+    axes.set(**others)
+    for name, put in ((x, axes.set_xlabel), (y, axes.set_ylabel)):
+        short = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 3]}..."
+        put(visible(short), parse_math=False)
+
+
 if __name__ == "__main__":
-    with np.load(sys.argv[1]) as stored:
+    with np.load(sys.argv[1], allow_pickle=False) as stored:
         draw(dict(stored), Path(sys.argv[2]))

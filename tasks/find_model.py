@@ -1,5 +1,6 @@
 """Where a model lies that somebody names: in the registry, in a run, or on disk."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +9,15 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
-from fourfold.errors import RequestError, first_line
+from fourfold.errors import ParityError, RequestError, first_line
 from fourfold.golden import FILE_NAME as GOLDEN
+from fourfold.structure import form_of, read_model
+from fourfold.tables import is_file, is_folder
 from tasks import services
 from tasks.patience import patiently, store_name
 from tasks.tracking import store_client
@@ -34,6 +41,21 @@ class FoundModel:
     sha256: str | None = None
     golden_sha256: str | None = None
     run_id: str | None = None
+
+    def read(self) -> tuple[bytes, str]:
+        """The file's bytes and their SHA-256, where they are what was registered and their structure is sound.
+
+        Raises:
+            OSError: the file cannot be read.
+            ParityError: it has another SHA-256 than the registry remembers.
+            Refused: it is no model that may be loaded.
+        """
+        content = self.path.read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        if self.sha256 not in (None, sha256):
+            raise ParityError(f"{self.name} is not what was registered: its file has another SHA-256")
+        read_model(content, form_of(content))
+        return content, sha256
 
 
 def find_model(address: str) -> FoundModel:
@@ -69,7 +91,7 @@ def locate(address: str) -> FoundModel:
             names = {artifact.path for artifact in client.list_artifacts(address)}
             if not {FILE_NAME, GOLDEN} & names and "golden.sha256" not in tags:
                 raise RequestError(f"{address}: that run kept no verified model")
-            folder = download(run_id=address)
+            folder = folder_of(client, client.get_run(address).info.artifact_uri, address)
             return FoundModel(
                 f"run {address}", folder / FILE_NAME, tags.get("model.sha256"), tags.get("golden.sha256"), address
             )
@@ -77,17 +99,54 @@ def locate(address: str) -> FoundModel:
         name, alias, number = registered.groups()
         version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
         uri = f"models:/{name}/{version.version}"
-        folder = download(uri)
+        folder = folder_of(client, uri, version.run_id)
     except (MlflowException, OSError) as error:
         raise RequestError(f"{address} cannot be found: {first_line(error)}") from error
     tags = version.tags
     return FoundModel(uri, folder / FILE_NAME, tags.get("sha256"), tags.get("golden_sha256"), version.run_id)
 
 
-def download(uri: str | None = None, run_id: str | None = None) -> Path:
-    """The folder with a model's files, or with those of a run; a copy where they lie elsewhere."""
-    here = store_name(services.tracking_uri())
-    return Path(patiently(here, lambda: mlflow.artifacts.download_artifacts(uri, run_id=run_id)))
+def folder_of(client: MlflowClient, address: str, run_id: str | None) -> Path:
+    """The folder of a run's or a version's files; fetched where it is elsewhere, else where it lies.
+
+    A folder of this machine is looked up and not fetched: MLflow would write a file into it, through a link if one of
+    that name lies there. It must be in the store: beside a SQLite database, or where the run's experiment keeps files.
+
+    Args:
+        address: as MLflow takes it: models:/NAME/VERSION, or a run's artifact address.
+        run_id: of the run that made them, where that is known.
+
+    Raises:
+        RequestError: it is somewhere else, or one of its two files is a link, a device or the like.
+        MlflowException: there is no such address.
+    """
+    repository = get_artifact_repository(address)
+    while isinstance(repository, (ModelsArtifactRepository, RunsArtifactRepository)):
+        repository = repository.repo
+    if not isinstance(repository, LocalArtifactRepository):
+        here = store_name(services.tracking_uri())
+        return Path(patiently(here, lambda: mlflow.artifacts.download_artifacts(address)))
+    folder = Path(repository.artifact_dir).resolve()
+    if not any(folder.is_relative_to(home) for home in _homes(client, run_id)):
+        raise RequestError(f"{address} lies in {folder}, outside of the store; give that folder itself if you trust it")
+    for path in (folder / FILE_NAME, folder / GOLDEN):
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise RequestError(f"{address}: {path} is no regular file, as a model's are; it was not opened")
+    return folder
+
+
+def _homes(client: MlflowClient, run_id: str | None) -> list[Path]:
+    """The folders that the store keeps files in."""
+    homes = []
+    database = services.sqlite_file(services.tracking_uri())
+    if database is not None:
+        homes += [database.parent.resolve(), (database.parent / "mlruns").resolve()]
+    if run_id:
+        experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
+        kept = get_artifact_repository(experiment.artifact_location)
+        if isinstance(kept, LocalArtifactRepository):
+            homes.append(Path(kept.artifact_dir).resolve())
+    return homes
 
 
 def _client(address: str) -> MlflowClient:
@@ -101,13 +160,13 @@ def _client(address: str) -> MlflowClient:
 
 def _on_disk(address: str) -> FoundModel:
     path = Path(address)
-    if path.is_dir():
+    if is_folder(path):
         path = path / FILE_NAME
     elif path.suffix != ".onnx":
         raise RequestError(
             f"{address}: no such folder; give models:/NAME@ALIAS, models:/NAME/VERSION, the id of a run, an "
             f".onnx file, or a folder with {FILE_NAME}"
         )
-    if not path.is_file():
+    if not is_file(path):
         raise RequestError(f"{address}: there is no {path.name} there")
     return FoundModel(address, path)

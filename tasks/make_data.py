@@ -4,17 +4,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset, line, make_dataset, read_table, sine, streamed_dataset
 from fourfold.errors import RequestError
 from fourfold.streams import open_stream
-from fourfold.tables import TableFile, choose_columns, open_table
+from fourfold.tables import TableFile, choose_columns, is_file, open_table
 from tasks.steps import step
 
 BUILT_IN = {"line": line, "sine": sine}
 STREAM_BEYOND = 256 * 2**20  # bytes
+BYTES_OF_A_STREAMED_ROW = 17  # at the least: which part it is of, and its number, twice while the parts are chosen
 # Trainings that differ in anything else share their rows.
 _DECIDES_ROWS = (
     "data", "target", "features", "missing", "test_fraction", "validation_fraction", "stream", "dtype", "seed",
@@ -29,7 +31,7 @@ def load(config: TrainConfig) -> Dataset:
     """
     rows = TrainConfig(**{name: getattr(config, name) for name in _DECIDES_ROWS})
     path = Path(config.data)
-    state = path.stat() if config.is_file and path.is_file() else None
+    state = path.stat() if config.is_file and is_file(path) else None
     data = _load(rows, (state.st_mtime_ns, state.st_size, state.st_ino) if state else None)
     if data.stream and config.batch_size is None:
         raise RequestError(
@@ -56,7 +58,10 @@ def _load(config: TrainConfig, _file_state: tuple[int, int, int] | None) -> Data
         return make_dataset(config.data_name, BUILT_IN[config.data](), **split)
     file = open_table(Path(config.data))
     features, targets = choose_columns(file, config.target, config.features)
-    if config.stream or (config.stream is None and _bytes(file, len(features) + len(targets), dtype) > STREAM_BEYOND):
+    columns = len(features) + len(targets)
+    streamed = config.stream or (config.stream is None and _bytes(file, columns, dtype) > STREAM_BEYOND)
+    _check_room(file, BYTES_OF_A_STREAMED_ROW if streamed else columns * 8)
+    if streamed:
         stream = open_stream(file, features, targets, missing=config.missing, **split)
         return streamed_dataset(config.data_name, stream, missing=config.missing)
     table = read_table(file, features, targets, missing=config.missing)
@@ -66,6 +71,16 @@ def _load(config: TrainConfig, _file_state: tuple[int, int, int] | None) -> Data
 def _bytes(file: TableFile, columns: int, dtype: torch.dtype) -> int:
     """What the rows take in memory; of a CSV file, whose rows nobody has counted, about its own size."""
     return file.path.stat().st_size if file.rows is None else file.rows * columns * dtype.itemsize
+
+
+def _check_room(file: TableFile, bytes_each: int) -> None:
+    """Refuse a file that says of itself to have more rows than memory could hold: a few bytes can say any number."""
+    needed, there = (file.rows or 0) * bytes_each, psutil.virtual_memory().available
+    if needed > there:
+        raise RequestError(
+            f"--data {file.path} has {file.rows} rows, which take {needed / 2**30:.3g} GiB at least; "
+            f"{there / 2**30:.3g} GiB are free"
+        )
 
 
 @step(name="make data")

@@ -1,6 +1,5 @@
 """Predictions for the rows of a file, chunk by chunk, by onnxruntime alone."""
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,12 +16,12 @@ import pyarrow.parquet
 
 from fourfold.configuration import PredictConfig
 from fourfold.drift import Drift, Range, drift
-from fourfold.errors import ParityError, RequestError
+from fourfold.errors import RequestError
 from fourfold.onnx_file import file_sha256
 from fourfold.processes import part_of, remove_left_parts
 from fourfold.scoring import InputError, Scorer
-from fourfold.structure import Refused, form_of, read_model
-from fourfold.tables import TableFile, ahead, check_points, is_numeric, listed, numbers, open_table
+from fourfold.structure import Refused
+from fourfold.tables import TableFile, ahead, check_points, is_file, is_folder, is_numeric, listed, numbers, open_table
 from tasks.find_model import FoundModel, locate
 from tasks.reporting import progress
 from tasks.steps import step
@@ -74,7 +73,7 @@ def prepare(config: PredictConfig) -> Ready:
         RequestError: with the first fault of the request.
         ParityError: the model file is not the one that was registered.
     """
-    output = _check_output(Path(config.output), config.overwrite) if config.output else None
+    output = _check_output(Path(config.output), config) if config.output else None
     found = locate(config.model)
     scorer, sha256 = _open(found)
     file = open_table(Path(config.input), "--input") if config.input else None
@@ -91,11 +90,7 @@ def prepare(config: PredictConfig) -> Ready:
 def _open(found: FoundModel) -> tuple[Scorer, str]:
     """Load a model that is what it was registered as, and whose structure is sound; gives its SHA-256 as well."""
     try:
-        content = found.path.read_bytes()
-        sha256 = hashlib.sha256(content).hexdigest()
-        if found.sha256 not in (None, sha256):
-            raise ParityError(f"{found.name} is not what was registered: its file has another SHA-256")
-        read_model(content, form_of(content))
+        content, sha256 = found.read()
         return Scorer(content), sha256
     except OSError as error:
         raise RequestError(f"{found.name} cannot be read: {error.strerror or error}") from error
@@ -196,13 +191,22 @@ def _check_columns(file: TableFile, scorer: Scorer, keep: Sequence[str]) -> None
             raise RequestError(f"--keep {name}: the predictions themselves are called so; rename that column")
 
 
-def _check_output(path: Path, overwrite: bool) -> Path:
+def _check_output(path: Path, config: PredictConfig) -> Path:
     if path.suffix.lower() not in (".csv", ".parquet", ".pq"):
         raise RequestError(f"--output {path}: unknown ending {path.suffix!r}; .csv and .parquet are written")
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         raise RequestError(f"--output {path}: there is no folder {path.parent}")
-    if path.is_dir() or (path.exists() and not overwrite):
+    try:
+        os.stat(path)  # noqa: PTH116 - pathlib's own hides that a name holds NUL
+        exists = True
+    except FileNotFoundError:
+        exists = False
+    except (OSError, ValueError) as error:
+        raise RequestError(f"--output {path}: {getattr(error, 'strerror', None) or error}") from error
+    if exists and not (path.is_file() and config.overwrite):
         raise RequestError(f"--output {path} exists; --overwrite replaces a file")
+    if exists and config.input and is_file(Path(config.input)) and path.samefile(config.input):
+        raise RequestError(f"--output {path} is the file of --input; give it another name")
     if not os.access(path.parent, os.W_OK):
         raise RequestError(f"--output {path}: the folder {path.parent} cannot be written to")
     return path
@@ -223,6 +227,7 @@ def _writer(path: Path | None) -> Iterator[Callable[[Mapping[str, pa.Array]], No
         batch = pa.record_batch(dict(columns))
         if not opened:
             made = pa.csv.CSVWriter if path.suffix.lower() == ".csv" else pa.parquet.ParquetWriter
+            part.touch(exist_ok=False)  # never through a link that lies there
             opened.append(made(str(part), batch.schema))
         opened[0].write_batch(batch)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
@@ -26,7 +25,7 @@ from fourfold.structure import Refused
 from tasks import flavor, services
 from tasks.aliases import CHALLENGER, CHAMPION, Ruling, award
 from tasks.evaluate import Evaluation, accuracy
-from tasks.find_model import FILE_NAME, download
+from tasks.find_model import FILE_NAME, folder_of, locate
 from tasks.patience import patiently, store_name
 from tasks.steps import step
 from tasks.tracking import ALREADY_EXISTS, RunRecord
@@ -85,7 +84,7 @@ def register(
     client, name = record.client, config.model_name
     created = _version_of_run(record, name) or _log_and_register(config, data, exported, record)
     version, uri = str(created.version), f"models:/{name}/{created.version}"
-    stored = download(uri) / FILE_NAME
+    stored = folder_of(client, uri, record.run_id) / FILE_NAME
     if fault := _differs_from_proved(uri, stored, exported, data):
         _take_back(record, name, version)
         raise RegistrationError(f"{uri} is not what was verified: {fault}; it was taken back, no alias was moved")
@@ -116,7 +115,10 @@ def _differs_from_proved(uri: str, stored: Path, exported: ExportedModel, data: 
     again = prove_again(stored, golden)
     if not again.passed:
         return again.reason
-    served = patiently(_here(), lambda: mlflow.pyfunc.load_model(uri))
+    try:
+        served = flavor.load(stored.parent)
+    except Refused as refusal:
+        return str(refusal)
 
     def predict_served(x: np.ndarray) -> np.ndarray:
         prediction: np.ndarray = served.predict(pd.DataFrame(x, columns=list(data.features))).to_numpy()
@@ -224,8 +226,9 @@ def _decide(
         decision = f"version {champion.version} cannot predict these rows: its {other[0]} are others"
         return Ruling(CHALLENGER, decision, numbers)
     try:
-        address = f"models:/{champion.name}/{champion.version}"
-        champions = _rmse(download(address) / FILE_NAME, data)
+        present = locate(f"models:/{champion.name}/{champion.version}")
+        present.read()
+        champions = _rmse(present.path, data)
     except ServiceError:
         raise
     except Exception as error:  # of MLflow, onnxruntime or the file system: whatever it is, nothing was compared

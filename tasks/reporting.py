@@ -1,6 +1,7 @@
 """What a person sees of a run: its progress, and its page in Prefect."""
 
 import base64
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fourfold.errors import visible
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -80,7 +83,8 @@ def publish(
         return
 
     def cell(text: str) -> str:
-        return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+        # Neither a link nor a picture, which a browser would fetch from wherever a column's name says.
+        return re.sub(r"[\\|`*\[\]]", r"\\\g<0>", visible(text.replace("\n", " "))).replace("<", "&lt;")
 
     lines = [f"[{cell(name)}]({address})" for name, address in links.items()]
     lines += ["", "| | |", "|---|---|", *(f"| {cell(name)} | {cell(value)} |" for name, value in rows.items())]
@@ -88,9 +92,9 @@ def publish(
         encoded = base64.b64encode(picture.read_bytes()).decode()
         lines += ["", f"![loss and fit](data:image/png;base64,{encoded})"]
     try:
-        create_markdown_artifact("\n".join(lines), key=flow, description=title)
+        create_markdown_artifact("\n".join(lines), key=flow, description=cell(title))
         for table in tables:
             named = [dict(zip(table.header, row, strict=True)) for row in table.rows]
-            create_table_artifact(named, key=f"{flow}-{table.name}", description=title)
+            create_table_artifact(named, key=f"{flow}-{table.name}", description=cell(title))
     except Exception as error:
         get_run_logger().warning("the result is not on this page: %s", error)

@@ -17,7 +17,7 @@ from fourfold.configuration import TrainConfig
 from fourfold.errors import DivergedError, ParityError, RequestError, first_line
 from tasks import services
 from tasks.command_line import option_of
-from tasks.services import REQUEST, can_go_on, folder_of
+from tasks.services import REQUEST, can_go_on, checkpoints_of
 from tasks.tracking import RunRecord, as_parameter, spell, store_client
 from tasks.train import settle
 
@@ -61,14 +61,14 @@ class Place:
         if not config.checkpoint_seconds and not config.resume:
             return None
         if self._path is None:
-            self._path = folder_of(record.run_id)
+            self._path = checkpoints_of(record.run_id)
             self._path.mkdir(parents=True)
             self._hold(record.run_id)
             write_whole(self._path / REQUEST, config.model_dump_json(indent=2).encode())
         return CheckpointFolder(self._path)
 
     def _hold(self, run_id: str) -> None:
-        self._path = folder_of(run_id)
+        self._path = checkpoints_of(run_id)
         self._lock = FileLock(self._path / LOCK)
         try:
             self._lock.acquire(timeout=SECONDS_TO_LOOK)
@@ -104,7 +104,7 @@ def asked_again(config: TrainConfig) -> TrainConfig:
         if as_parameter(value) != run.data.params.get(name):
             raise RequestError(
                 f"--resume {run_id}: MLflow remembers {_typed(name, run.data.params.get(name))}, but "
-                f"{folder_of(run_id) / REQUEST} says {_typed(name, value)}; one of them was changed"
+                f"{checkpoints_of(run_id) / REQUEST} says {_typed(name, value)}; one of them was changed"
             )
     return now
 
@@ -128,7 +128,7 @@ def _stopped(run_id: str) -> Run:
         raise RequestError(f"--resume {run_id}: that run came to its end: {tags.get('reason')}")
     if not can_go_on(run_id):
         raise RequestError(
-            f"--resume {run_id}: there are no checkpoints at {folder_of(run_id)}; the run was one of host "
+            f"--resume {run_id}: there are no checkpoints at {checkpoints_of(run_id)}; the run was one of host "
             f"{tags.get('host')}, without checkpoints, or no training"
         )
     if _is_held(run_id):
@@ -137,7 +137,7 @@ def _stopped(run_id: str) -> Run:
 
 
 def _is_held(run_id: str) -> bool:
-    lock = FileLock(folder_of(run_id) / LOCK)
+    lock = FileLock(checkpoints_of(run_id) / LOCK)
     try:
         with lock.acquire(timeout=0):
             return False
@@ -164,7 +164,7 @@ def _known(run_id: str) -> Run | None:
 
 def _request(run_id: str) -> TrainConfig:
     """What was asked for when the run was opened."""
-    path = folder_of(run_id) / REQUEST
+    path = checkpoints_of(run_id) / REQUEST
     try:
         return TrainConfig.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:

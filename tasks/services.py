@@ -201,14 +201,14 @@ def seconds_to_wait() -> float:
     return seconds
 
 
-def folder_of(run_id: str) -> Path:
+def checkpoints_of(run_id: str) -> Path:
     """Where the checkpoints of a run lie: on this machine, also where a server keeps the runs."""
     return runs_folder() / "checkpoints" / run_id
 
 
 def can_go_on(run_id: str) -> bool:
     """Whether a run that was stopped left what it takes to go on."""
-    return (folder_of(run_id) / REQUEST).is_file()
+    return (checkpoints_of(run_id) / REQUEST).is_file()
 
 
 def store_lock(purpose: str) -> AbstractContextManager[Any]:

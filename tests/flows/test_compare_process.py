@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from mlflow.entities import Run
+from pickles import pickles_in
 from workplaces import ROOT, Ended, Workplace, workplace_in
 
 OPTIMIZERS = ("SGD", "LBFGS", "ASGD")
@@ -94,6 +95,11 @@ def test_one_run_stands_for_the_comparison(finished: tuple[Workplace, Ended]) ->
     for one in result["results"]:
         assert run.data.metrics[f"{one['optimizer']}/loss"] == one["tuned"]["loss"]["median"]
         assert run.data.metrics[f"{one['optimizer']}/rank"] == one["rank"]
+
+
+def test_nothing_that_it_wrote_is_a_pickle(finished: tuple[Workplace, Ended]) -> None:
+    """Its processes hand each other pickles, through pipes that no one else can write to; none is ever a file."""
+    assert pickles_in(finished[0].folder) == []
 
 
 def test_the_table_has_a_row_for_every_training(finished: tuple[Workplace, Ended]) -> None:

@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pickles import pickles_in
 from workplaces import ROOT, WITHOUT_TORCH, Ended, Workplace, workplace_in
 
 COLUMNS = ["area", "rooms", "garden", "age"]
@@ -111,6 +112,7 @@ def test_a_file_of_permuted_and_further_columns_is_predicted_without_torch(
     assert run.data.tags["model.sha256"] == result["model"]["sha256"]
     assert run.data.tags["flow_run_id"] == ended.result["flow_run_id"]
     assert run.data.metrics["outside/area"] == 0
+    assert pickles_in(workplace.folder) == []
 
 
 def test_points_are_predicted(trained: tuple[Workplace, Ended], expected: np.ndarray) -> None:

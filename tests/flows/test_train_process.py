@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -20,7 +21,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from workplaces import SECONDS_TO_FINISH, Ended, Workplace, workplace_in
+from pickles import pickles_in
+from workplaces import ROOT, SECONDS_TO_FINISH, Ended, Workplace, workplace_in
 
 STEPS = ["make data", "build model", "train", "evaluate", "export to ONNX", "verify with onnxruntime", "register"]
 SECONDS_TO_BE_GONE = 10
@@ -67,6 +69,14 @@ def test_the_registered_file_alone_predicts(finished: tuple[Workplace, Ended]) -
     session = onnxruntime.InferenceSession(ended.result["model"]["path"])
     (prediction,) = session.run(None, {"x": np.array([[4.0]], dtype=np.float32)})
     assert prediction.tolist() == [ended.result["predictions"][0]["y"]]
+
+
+def test_nothing_that_it_wrote_is_a_pickle(finished: tuple[Workplace, Ended], prefect_home: Path) -> None:
+    folder = finished[0].folder
+    assert {"mlflow.db", "mlruns"} <= {path.name for path in folder.iterdir()}
+    assert pickles_in(folder) == []
+    assert pickles_in(prefect_home) == []
+    assert not [path for path in prefect_home.rglob("storage/*") if path.is_file()], "no result of a step is kept"
 
 
 def test_the_run_records_everything(finished: tuple[Workplace, Ended]) -> None:
@@ -489,6 +499,9 @@ def note(event, arguments):
     if event == "socket.connect" and isinstance(arguments[1], tuple):
         with open({log!r}, "a") as log:
             log.write(str(arguments[1][0]) + "\\n")
+    if event == "socket.bind" and isinstance(arguments[1], tuple):
+        with open({log!r}, "a") as log:
+            log.write("bound:" + str(arguments[1][0]) + "\\n")
     if event == "socket.getaddrinfo":
         with open({log!r}, "a") as log:
             log.write(str(arguments[0]) + "\\n")
@@ -506,9 +519,10 @@ def test_no_connection_leaves_the_machine(workplace: Workplace) -> None:
     spy.mkdir()
     (spy / "sitecustomize.py").write_text(SPY.format(log=str(log)))
     workplace.environment.pop("CI", None)  # would turn onnxruntime's telemetry off by itself
-    ended = workplace.run("--json", PYTHONPATH=str(spy), HOME=str(workplace.folder))
+    ended = workplace.run("--json", PYTHONPATH=f"{spy}{os.pathsep}{ROOT}", HOME=str(workplace.folder))
     assert ended.code == 0, ended.err
     addresses = set(log.read_text().split())
     assert addresses, "the flow talks to its own server"
-    assert addresses <= {"127.0.0.1", "localhost", "::1", "None"}
+    assert addresses <= {"127.0.0.1", "localhost", "::1", "None", "bound:127.0.0.1"}
+    assert "bound:127.0.0.1" in addresses, "and that server listens there, as everything else that listens"
     assert not list(workplace.folder.rglob("deviceid"))

@@ -1,5 +1,6 @@
 """The tutorial as a person runs it."""
 
+from pickles import pickles_in
 from workplaces import Workplace
 
 
@@ -23,6 +24,7 @@ def test_it_runs_the_levels_and_tells_their_results(workplace: Workplace) -> Non
     assert [status for _, status in outcomes] == ["FINISHED"] * 9
     kept = {artifact.path for artifact in workplace.client.list_artifacts(result["run_id"])}
     assert kept == {"levels.png"}
+    assert pickles_in(workplace.folder) == []
 
 
 def test_wrong_steps_are_refused_in_one_line(workplace: Workplace) -> None:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pickles import pickles_in
 from workplaces import ROOT, WITHOUT_TORCH, Ended, Workplace, workplace_in
 
 
@@ -41,6 +42,7 @@ def test_what_was_registered_is_proved_again_without_torch(address: str, trained
     run = workplace.client.get_run(ended.result["run_id"])
     assert (run.info.status, run.data.tags["parity"]) == ("FINISHED", "passed")
     assert run.data.tags["flow_run_id"] == ended.result["flow_run_id"]
+    assert pickles_in(workplace.folder) == []
 
 
 def test_a_file_that_was_changed_since_is_rejected(trained: tuple[Workplace, Ended], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tasks import train as train_module
 from tasks.build_model import build
 from tasks.make_data import load
 from tasks.resume import Place, asked_again
-from tasks.services import folder_of
+from tasks.services import checkpoints_of
 from tasks.tracking import recorded_run
 from tasks.train import stopped_between_steps, train
 
@@ -102,15 +102,15 @@ def test_a_stopped_run_goes_on_in_itself_to_the_same_bits(stopped: str, store: M
     run, other = store.get_run(stopped), store.get_run(whole)
     assert run.data.params == other.data.params
     assert (run.info.status, run.data.tags["outcome"], run.data.tags["resumed"]) == ("FINISHED", "completed", "1")
-    assert not folder_of(stopped).exists(), "what is finished needs no checkpoint"
+    assert not checkpoints_of(stopped).exists(), "what is finished needs no checkpoint"
 
 
 def test_latest_is_the_last_that_was_stopped_and_can_go_on(stopped: str, store: MlflowClient, tmp_path: Path) -> None:
     fit(CONFIG, tmp_path)  # finished
-    (folder_of("0" * 32)).mkdir()  # of a run that nobody knows
-    (folder_of("0" * 32) / "request.json").write_text(CONFIG.model_dump_json())
+    (checkpoints_of("0" * 32)).mkdir()  # of a run that nobody knows
+    (checkpoints_of("0" * 32) / "request.json").write_text(CONFIG.model_dump_json())
     assert asked_again(TrainConfig(resume="latest")).resume == stopped
-    with FileLock(folder_of(stopped) / ".lock"), pytest.raises(RequestError, match="--resume latest: no training"):
+    with FileLock(checkpoints_of(stopped) / ".lock"), pytest.raises(RequestError, match="--resume latest: no training"):
         asked_again(TrainConfig(resume="latest"))
 
 
@@ -118,7 +118,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_anew(store: M
     with pytest.raises(Stopped):
         fit(CONFIG, tmp_path, save_at=5)
     (run,) = store.search_runs([experiment(store)])
-    assert not list(folder_of(run.info.run_id).glob("*.safetensors"))
+    assert not list(checkpoints_of(run.info.run_id).glob("*.safetensors"))
     run_id, fitted = fit(asked_again(TrainConfig(resume="latest")), tmp_path)
     assert run_id == run.info.run_id
     assert fitted.history.values.tobytes() == fit(CONFIG, tmp_path)[1].history.values.tobytes()
@@ -176,7 +176,7 @@ def test_a_run_that_would_end_the_same_way_again_says_so(error: Exception, store
     with pytest.raises(type(error)):
         fit(CONFIG, tmp_path, after=end)
     (run,) = store.search_runs([experiment(store)])
-    assert not folder_of(run.info.run_id).exists()
+    assert not checkpoints_of(run.info.run_id).exists()
     with pytest.raises(RequestError, match=f"came to its end: {error}"):
         asked_again(TrainConfig(resume=run.info.run_id))
 
@@ -206,27 +206,27 @@ def test_a_run_without_checkpoints_here_is_told(store: MlflowClient, tmp_path: P
     with pytest.raises(Stopped):
         fit(CONFIG.model_copy(update={"checkpoint_seconds": 0}), tmp_path, after=_stopping_at(0))
     (run,) = store.search_runs([experiment(store)])
-    assert not folder_of(run.info.run_id).exists()
-    with pytest.raises(RequestError, match=f"there are no checkpoints at {folder_of(run.info.run_id)}"):
+    assert not checkpoints_of(run.info.run_id).exists()
+    with pytest.raises(RequestError, match=f"there are no checkpoints at {checkpoints_of(run.info.run_id)}"):
         asked_again(TrainConfig(resume=run.info.run_id))
 
 
 def test_a_run_that_is_trained_now_is_left_alone(stopped: str, store: MlflowClient, tmp_path: Path) -> None:
     resumed = asked_again(TrainConfig(resume=stopped))
-    with FileLock(folder_of(stopped) / ".lock"):
+    with FileLock(checkpoints_of(stopped) / ".lock"):
         with pytest.raises(RequestError, match=f"process {os.getpid()} trains it now"):
             asked_again(TrainConfig(resume=stopped))
         with pytest.raises(RequestError, match="another process trains it"):  # asked a moment before
             fit(resumed, tmp_path)
     assert store.get_run(stopped).info.status == "KILLED", "it was not opened again"
-    assert folder_of(stopped).is_dir()
+    assert checkpoints_of(stopped).is_dir()
 
 
 @pytest.mark.parametrize(
     ("text", "told"), [("{", "is damaged"), ('{"lr": -1}', "is damaged"), ("{}", "MLflow remembers .*, but .* says")]
 )
 def test_a_request_that_was_changed_is_refused(text: str, told: str, stopped: str) -> None:
-    (folder_of(stopped) / "request.json").write_text(text)
+    (checkpoints_of(stopped) / "request.json").write_text(text)
     with pytest.raises(RequestError, match=told):
         asked_again(TrainConfig(resume=stopped))
 
@@ -246,7 +246,7 @@ def test_data_that_was_changed_is_refused(store: MlflowClient, tmp_path: Path, t
 
 
 def test_damaged_checkpoints_fail_the_run_and_say_why(stopped: str, store: MlflowClient, tmp_path: Path) -> None:
-    for file in folder_of(stopped).glob("*.safetensors"):
+    for file in checkpoints_of(stopped).glob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
         fit(asked_again(TrainConfig(resume=stopped)), tmp_path)
