@@ -147,6 +147,15 @@ class TableFile:
         return f"column {name!r} of {self.path} holds {held}"
 
 
+@contextmanager
+def looking(option: str, path: Path) -> Iterator[None]:
+    """Make it a RequestError where the system does not even say whether there is such a file."""
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(f"{option} {path} cannot be looked at: {error.strerror or error}") from error
+
+
 def open_table(path: Path, option: str = "--data") -> TableFile:
     """Look at a .csv or .parquet file.
 
@@ -156,10 +165,12 @@ def open_table(path: Path, option: str = "--data") -> TableFile:
     Raises:
         RequestError: no such file, empty, another format, unreadable, columns of the same name.
     """
-    if not path.is_file():
+    with looking(option, path):
+        there, size = path.is_file(), path.stat().st_size if path.is_file() else 0
+    if not there:
         others = "give line, sine, or the path of a" if option == "--data" else "give the path of a"
         raise RequestError(f"{option} {path}: no such file; {others} .csv or .parquet file")
-    if path.stat().st_size == 0:
+    if size == 0:
         raise RequestError(f"{option} {path} is empty")
     ending = path.suffix.lower()
     if ending not in (".csv", ".parquet", ".pq"):

@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from fourfold.errors import RequestError, first_line
 from fourfold.golden import FILE_NAME as GOLDEN
+from fourfold.tables import looking
 from tasks import services
 
 FILE_NAME = "model.onnx"
@@ -94,6 +95,11 @@ def _client(address: str) -> MlflowClient:
 
 def _on_disk(address: str) -> FoundModel:
     path = Path(address)
+    with looking("--model", path):
+        return _file_or_folder(address, path)
+
+
+def _file_or_folder(address: str, path: Path) -> FoundModel:
     if path.is_dir():
         path = path / FILE_NAME
     elif path.suffix != ".onnx":

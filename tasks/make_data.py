@@ -10,7 +10,7 @@ from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset, line, make_dataset, read_table, sine, streamed_dataset
 from fourfold.errors import RequestError
 from fourfold.streams import open_stream
-from fourfold.tables import TableFile, choose_columns, open_table
+from fourfold.tables import TableFile, choose_columns, looking, open_table
 from tasks.steps import step
 
 BUILT_IN = {"line": line, "sine": sine}
@@ -29,7 +29,8 @@ def load(config: TrainConfig) -> Dataset:
     """
     rows = TrainConfig(**{name: getattr(config, name) for name in _DECIDES_ROWS})
     path = Path(config.data)
-    state = path.stat() if config.is_file and path.is_file() else None
+    with looking("--data", path):
+        state = path.stat() if config.is_file and path.is_file() else None
     data = _load(rows, (state.st_mtime_ns, state.st_size, state.st_ino) if state else None)
     if data.stream and config.batch_size is None:
         raise RequestError(

@@ -21,7 +21,7 @@ from fourfold.errors import ParityError, RequestError
 from fourfold.onnx_file import file_sha256
 from fourfold.scoring import InputError, Scorer
 from fourfold.structure import Refused, form_of, read_model
-from fourfold.tables import TableFile, ahead, check_points, is_numeric, listed, numbers, open_table
+from fourfold.tables import TableFile, ahead, check_points, is_numeric, listed, looking, numbers, open_table
 from tasks.find_model import FoundModel, locate
 from tasks.reporting import progress
 from tasks.steps import step
@@ -82,8 +82,8 @@ def prepare(config: PredictConfig) -> Ready:
     ready = Ready(found, sha256, scorer, file, np.array(config.at), keep, output)
     if file:
         _check_columns(file, scorer, keep)
-        if next(_chunks(ready), None) is None:
-            raise RequestError(f"--input {file.path} has no rows")
+    if next(_chunks(ready), None) is None:
+        raise RequestError(f"--input {config.input} has no rows")
     return ready
 
 
@@ -198,9 +198,11 @@ def _check_columns(file: TableFile, scorer: Scorer, keep: Sequence[str]) -> None
 def _check_output(path: Path, overwrite: bool) -> Path:
     if path.suffix.lower() not in (".csv", ".parquet", ".pq"):
         raise RequestError(f"--output {path}: unknown ending {path.suffix!r}; .csv and .parquet are written")
-    if not path.parent.is_dir():
+    with looking("--output", path):
+        is_place, is_taken = path.parent.is_dir(), path.is_dir() or (path.exists() and not overwrite)
+    if not is_place:
         raise RequestError(f"--output {path}: there is no folder {path.parent}")
-    if path.is_dir() or (path.exists() and not overwrite):
+    if is_taken:
         raise RequestError(f"--output {path} exists; --overwrite replaces a file")
     if not os.access(path.parent, os.W_OK):
         raise RequestError(f"--output {path}: the folder {path.parent} cannot be written to")
