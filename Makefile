@@ -3,13 +3,14 @@
 # make check                             format, lint, types and the direction of imports
 # make bench-comparison                  what a comparison costs beside the same trainings one after another
 # make bench-tables                      what ten million rows cost, in time beside a bare loop and in memory
+# make bench-requests                    what thousands of random requests end with
 # make bench                             what a run costs beside a bare script, and what the gate finds and costs
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test check bench bench-comparison bench-tables
+.PHONY: train test check bench bench-comparison bench-tables bench-requests
 train: $(READY)
 	@$(BIN)/python flows/train_flow.py $(ARGS)
 
@@ -31,6 +32,9 @@ bench-comparison: $(READY)
 
 bench-tables: $(READY)
 	$(BIN)/python benchmarks/tables.py $(ARGS)
+
+bench-requests: $(READY)
+	$(BIN)/python benchmarks/wrong_requests.py --cases 5000 $(ARGS)
 
 # Installed anew only when what is to be installed has changed.
 $(READY): pyproject.toml constraints.txt

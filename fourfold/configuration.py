@@ -161,7 +161,7 @@ class ProblemConfig(FlowConfig):
         ),
     ] = True
     hidden: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...],
+        tuple[Annotated[int, Field(ge=1, lt=2**31)], ...],
         BeforeValidator(_split_commas),
         MODEL,
         Field(min_length=1, description="units of each hidden layer of the mlp, as 32,32"),
@@ -180,7 +180,9 @@ class ProblemConfig(FlowConfig):
             "averaged (default: mse for a file, else sse)"
         ),
     ] = None
-    batch_size: Annotated[int | None, FIT, Field(ge=1, description="rows a step (default: all of them)")] = None
+    batch_size: Annotated[int | None, FIT, Field(ge=1, lt=2**63, description="rows a step (default: all of them)")] = (
+        None
+    )
     dtype: Annotated[Literal["float32", "float64"], FIT, Field(description="number format")] = "float32"
     seed: Annotated[
         int,

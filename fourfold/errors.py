@@ -3,6 +3,7 @@
 FourfoldError
  ├── RequestError       the request was wrong; nothing was created             exit 2
  ├── DivergedError      the fit went off; its curve is kept                    exit 1
+ ├── ScheduleError      the scheduler cannot compute a learning rate           exit 1
  ├── ExportError        torch cannot export the network                        exit 1
  ├── ParityError        the exported file predicts otherwise than torch does   exit 1
  ├── ComparisonError    a comparison contradicts itself                        exit 1
@@ -30,6 +31,10 @@ class DivergedError(FourfoldError):
     """The fit diverged: nothing was exported."""
 
     status = "diverged"
+
+
+class ScheduleError(FourfoldError):
+    """The scheduler took its options, and cannot compute a learning rate from them."""
 
 
 class ExportError(FourfoldError):

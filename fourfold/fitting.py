@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from fourfold.checkpoints import Keeper, State
-from fourfold.errors import CheckpointError, RequestError, first_line
+from fourfold.errors import CheckpointError, RequestError, ScheduleError, first_line
 from fourfold.losses import LOSSES, is_sum
 from fourfold.optimizers import OptimizerConfig, SchedulerConfig
 
@@ -192,7 +192,7 @@ def fit_batches(
                 batches.count == 1 and at.evaluations - before < iterations
             )
         if scheduler is not None:
-            scheduler.step(at.loss) if isinstance(scheduler, ReduceLROnPlateau) else scheduler.step()
+            _step(scheduler, optimizer, at.loss)
         if (now := time.perf_counter()) >= next_report:
             on_progress(at.epoch, at.loss)
             next_report = now + SECONDS_BETWEEN_REPORTS
@@ -257,13 +257,24 @@ def try_out(network: nn.Module, x: Tensor, y: Tensor, config: FitConfig) -> None
                 raise RequestError(
                     f"{config.scheduler.name} ends after {steps} steps; there are {config.epochs} epochs"
                 )
+        _check_memory(network, config)
         fit(copy.deepcopy(network), x[:2], y[:2], replace(config, epochs=1, batch_size=None))
     except RequestError:
         raise
+    except ScheduleError as error:
+        raise RequestError(str(error)) from error
     except Exception as error:  # a user's network and torch's optimizers may raise anything
         raise RequestError(
             f"{config.optimizer.name} cannot train this model: {first_line(error)}; choose another"
         ) from error
+
+
+def _check_memory(network: nn.Module, config: FitConfig) -> None:
+    epochs = config.epochs if config.budget is None else min(config.epochs, config.budget)
+    try:
+        _Recorder(network, epochs)
+    except (MemoryError, ValueError, OverflowError) as error:
+        raise RequestError(f"the curve of {epochs} epochs does not fit into memory; give fewer --epochs") from error
 
 
 def loss_of_the_mean(y: Tensor, loss: str) -> float:
@@ -536,6 +547,19 @@ class _Recorder:
     def history(self) -> History:
         rows = self.rows
         return History(self._loss[:rows], self._evaluations[:rows], self._lr[:rows], self.columns, self._values[:rows])
+
+
+def _step(scheduler: LRScheduler, optimizer: Optimizer, loss: float) -> None:
+    name = type(scheduler).__name__
+    try:
+        scheduler.step(loss) if isinstance(scheduler, ReduceLROnPlateau) else scheduler.step()
+    except Exception as error:  # options that its constructor takes, and that cannot be computed with
+        raise ScheduleError(
+            f"{name} gives no learning rate for this epoch: {first_line(error)}; choose other options"
+        ) from error
+    for group in optimizer.param_groups:
+        if not abs(group["lr"]) <= torch.finfo(group["params"][0].dtype).max:
+            raise ScheduleError(f"{name} gives a learning rate of {group['lr']:g} for this epoch; choose other options")
 
 
 def _limit_iterations(optimizer: Optimizer, most: int) -> int:

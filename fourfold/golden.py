@@ -1,7 +1,7 @@
 """Golden predictions: rows and what torch predicted for them, kept beside a model to prove it again without torch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -77,13 +77,29 @@ def read_golden(path: Path) -> Golden:
         for name, chosen in rows.items():
             x, predicted, truth, allowed, undecided = (arrays[key][chosen] for key in ARRAYS)
             at_hand = name in about["at_hand"]
-            expectations.append(Expectation(name, x, predicted, truth, allowed, undecided, about["basis"], at_hand))
+            expectations.append(
+                Expectation(name, x, predicted, truth, allowed, undecided, str(about["basis"]), at_hand)
+            )
+        _check(arrays, len(names))
         return Golden(
             about["sha256"], about["bytes"], tuple(about["features"]), tuple(about["targets"]), about["versions"],
             tuple(expectations),
         )  # fmt: skip
     except Exception as error:  # pyarrow's, json's, and what a table of other columns raises
         raise Refused(f"{path.name} holds no golden predictions: {first_line(error)}") from error
+
+
+def _check(arrays: Mapping[str, np.ndarray], rows: int) -> None:
+    """Raise ValueError where columns are not rows of numbers of the widths and types that `write_golden` writes."""
+    dtype = arrays["x"].dtype
+    kinds = {"x": dtype, "predicted": dtype, "truth": np.float64, "allowed": np.float64, "undecided": np.bool_}
+    width = arrays["truth"].shape[1:]
+    for key, kind in kinds.items():
+        shape = arrays[key].shape
+        if not rows or dtype not in (np.float32, np.float64) or arrays[key].dtype != kind:
+            raise ValueError(f"{rows} rows of {key} in {arrays[key].dtype}")
+        if len(shape) != (1 if key == "undecided" else 2) or (key in ("predicted", "allowed") and shape[1:] != width):
+            raise ValueError(f"rows of {key} are {shape[1:]}")
 
 
 def prove_again(path: Path, golden: Golden) -> ParityReport:

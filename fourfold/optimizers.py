@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from fourfold.errors import RequestError
+from fourfold.errors import RequestError, first_line
 
 
 def optimizer_classes() -> dict[str, type[Optimizer]]:
@@ -62,6 +62,8 @@ class OptimizerConfig:
         rates = {}
         for text in lr_for:
             pattern, _, value = text.partition("=")
+            if pattern in rates:
+                raise RequestError(f"--lr-for {text}: {pattern} is given twice; once is enough")
             try:
                 rates[pattern] = float(value)
             except ValueError:
@@ -98,8 +100,8 @@ class OptimizerConfig:
         """
         try:
             return optimizer_classes()[self.name](groups, lr=self.lr, **self.options)  # type: ignore[call-arg]
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise RequestError(f"{self.name} refuses this request: {error}") from error
+        except Exception as error:  # torch computes with the options before it looks at them
+            raise RequestError(f"{self.name} refuses this request: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ class SchedulerConfig:
         """Make the torch scheduler; raises RequestError with what its constructor refuses."""
         try:
             return scheduler_classes()[self.name](optimizer, **self.options)
-        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-            raise RequestError(f"{self.name} refuses this request: {error}") from error
+        except Exception as error:  # torch computes with the options before it looks at them
+            raise RequestError(f"{self.name} refuses this request: {first_line(error)}") from error
 
 
 def _concrete_subclasses(module: Any, base: type) -> Iterator[tuple[str, Any]]:
@@ -154,6 +156,8 @@ def _parse_options(flag: str, constructor: type, texts: Iterable[str], reserved:
             raise RequestError(f"{flag} {text}: the learning rate is given by --lr")
         if name not in names:
             raise RequestError(f"{flag} {text}: {constructor.__name__} has no option {name}; it has {', '.join(names)}")
+        if name in options:
+            raise RequestError(f"{flag} {text}: {name} is given twice; once is enough")
         options[name] = _convert(flag, text, value, hints.get(name, Any))
     required = [
         name for name in names if signature.parameters[name].default is inspect.Parameter.empty and name not in options
@@ -170,11 +174,11 @@ _SPELLINGS = {bool: "true or false", int: "a whole number", float: "a finite num
 def _convert(flag: str, text: str, value: str, hint: Any) -> Any:
     try:
         literal = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(value.lower(), value))
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two of brackets in brackets
         literal = value
     try:
         converted = TypeAdapter(hint, config=_STRICT_NUMBERS).validate_python(literal)
-    except ValidationError:
+    except (ValidationError, OverflowError):
         raise RequestError(f"{flag} {text}: {value!r} is not {_spell(hint)}") from None
     return converted
 

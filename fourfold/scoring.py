@@ -39,13 +39,15 @@ class Scorer:
         (taken,) = self.session.get_inputs()
         self.input = taken.name
         self.dtype = np.dtype(np.float64 if taken.type == "tensor(double)" else np.float32)
-        self.about: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         try:
-            self.features: tuple[str, ...] = tuple(json.loads(self.about["features"]))
-            self.targets: tuple[str, ...] = tuple(json.loads(self.about["targets"]))
-            self.training: Mapping[str, Any] = json.loads(self.about.get("training", "{}"))
-        except (KeyError, ValueError, TypeError) as error:
+            self.about: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
+            self.features, self.targets = (_names(json.loads(self.about[kind])) for kind in ("features", "targets"))
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise InputError("the model file does not say which columns it takes") from error
+        try:
+            self.training = _training(json.loads(self.about.get("training", "{}")), self.features, self.targets)
+        except (KeyError, ValueError, TypeError, RecursionError, OverflowError) as error:
+            raise InputError("what the model file says of its training cannot be read") from error
         self.fills = self.about.get("missing") == "mean"
 
     def matrix(self, columns: Mapping[str, Any], first_row: int = 1) -> np.ndarray:
@@ -88,6 +90,26 @@ class Scorer:
                     f"column {name!r} has no value in row {int(missing.argmax()) + first_row} ({missing.sum()} of "
                     f"{len(row)} rows here); mend it, or train the model with --missing mean"
                 )
+
+
+def _names(listed: Any) -> tuple[str, ...]:
+    if not isinstance(listed, list) or not listed or len({*listed}) < len(listed):
+        raise ValueError("no list of different names")
+    if not all(isinstance(name, str) for name in listed):
+        raise TypeError("a name is a text")
+    return tuple(listed)
+
+
+def _training(about: Any, features: tuple[str, ...], targets: tuple[str, ...]) -> Mapping[str, Any]:
+    """Check that there are four numbers for each column, or nothing at all."""
+    if about == {}:
+        return {}
+    return {
+        kind: {
+            name: {key: float(about[kind][name][key]) for key in ("low", "high", "mean", "deviation")} for name in names
+        }
+        for kind, names in (("features", features), ("targets", targets))
+    }
 
 
 def _numbers(name: str, column: Any) -> np.ndarray:

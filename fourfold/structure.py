@@ -78,7 +78,7 @@ def form_of(content: bytes) -> Form:
         raise Refused(f"the file cannot be read as ONNX: {first_line(error)}") from error
     try:
         widths = [len(json.loads(about[key])) for key in ("features", "targets")]
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:  # the last of brackets in brackets
         raise Refused("the file does not say which columns it takes; it was not made by fourfold") from error
     return Form(widths[0], widths[1], _DTYPES.get(kind, f"type {kind}"))
 

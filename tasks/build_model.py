@@ -174,7 +174,12 @@ def build(config: TrainConfig, data: Dataset) -> BuiltModel:
     torch.manual_seed(config.seed)
     random.seed(config.seed)  # for networks of the user's own that draw from it
     # Drawn in float32 and then widened, so that both dtypes start from the same weights.
-    core = _core(config, len(data.features), len(data.targets)).to(data.x.dtype)
+    try:
+        core = _core(config, len(data.features), len(data.targets)).to(data.x.dtype)
+    except (RuntimeError, MemoryError) as error:  # torch's own of a size that it cannot allocate
+        raise RequestError(
+            f"--model {config.model} of this size does not fit into memory ({first_line(error)}); make it smaller"
+        ) from error
     network = core
     if config.standardizes:
         moments = (torch.from_numpy(moment) for one in data.profile for moment in (one.mean, one.deviation))

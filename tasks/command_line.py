@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import gc
+import io
 import json
 import logging
 import os
@@ -78,6 +79,9 @@ def read(
     go into looking for garbage among what stays.
     """
     gc.disable()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot spell is no fault of the run
+            stream.reconfigure(errors="backslashreplace")
     # Registered first, so that it runs last, when Prefect has sent its last words: the interpreter would then
     # spend a second on freeing what the kernel frees at once.
     atexit.register(_leave)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
+from fourfold.errors import RequestError
 from fourfold.losses import LOSSES, is_squared, is_sum
 from fourfold.profile import Profile
 from fourfold.streams import TRAINING, VALIDATION
@@ -67,7 +68,13 @@ def points(config: TrainConfig, data: Dataset) -> Tensor:
     """The rows to predict, (points, features); raises RequestError where one is of another width."""
     rows = config.at or (((4.0,),) if len(data.features) == 1 else ())
     check_points(rows, data.features)
-    return torch.tensor(rows, dtype=data.x.dtype).reshape(-1, len(data.features))
+    asked = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(data.features)).to(data.x.dtype)
+    if not asked.isfinite().all():
+        row = rows[int((~asked.isfinite()).any(dim=1).nonzero()[0])]
+        raise RequestError(
+            f"--at {','.join(f'{value:g}' for value in row)} is beyond {config.dtype}; use --dtype float64"
+        )
+    return asked
 
 
 def predict(network: nn.Module, x: Tensor) -> Tensor:

@@ -82,8 +82,8 @@ def prepare(config: PredictConfig) -> Ready:
     ready = Ready(found, sha256, scorer, file, np.array(config.at), keep, output)
     if file:
         _check_columns(file, scorer, keep)
-        if next(_chunks(ready), None) is None:
-            raise RequestError(f"--input {file.path} has no rows")
+    if next(_chunks(ready), None) is None:
+        raise RequestError(f"--input {config.input} has no rows")
     return ready
 
 

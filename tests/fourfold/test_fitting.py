@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
-from fourfold.errors import RequestError
+from fourfold.errors import RequestError, ScheduleError
 from fourfold.fitting import (
     Batches,
     FitConfig,
@@ -574,6 +574,12 @@ class TestTrial:
         with pytest.raises(RequestError, match="OneCycleLR"):  # noqa: PT012 - either of the two may notice
             try_out(seeded(), X, Y, config)
             fit(seeded(), X, Y, config)
+
+
+def test_a_rate_that_grows_beyond_the_numbers_ends_the_fit_in_one_sentence() -> None:
+    config = plan(epochs=5, scheduler=SchedulerConfig("ExponentialLR", {"gamma": 1e300}))
+    with pytest.raises(ScheduleError, match=r"ExponentialLR gives a learning rate of 1e\+298"):
+        fit(seeded(), X, Y, config)
 
 
 class TestStreamedBatches:

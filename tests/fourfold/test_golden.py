@@ -131,6 +131,18 @@ def one_column_less(path: Path) -> None:
     pa.parquet.write_table(table.drop_columns(["allowed"]), path)
 
 
+def columns_of_another_type(path: Path) -> None:
+    table = pa.parquet.ParquetFile(path).read()
+    number = table.column_names.index("undecided")
+    pa.parquet.write_table(table.set_column(number, "undecided", pa.array(["x"] * table.num_rows)), path)
+
+
+def rows_without_width(path: Path) -> None:
+    table = pa.parquet.ParquetFile(path).read()
+    number = table.column_names.index("x")
+    pa.parquet.write_table(table.set_column(number, "x", pa.array([1.0] * table.num_rows)), path)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -143,8 +155,22 @@ def one_column_less(path: Path) -> None:
         other_notes,
         no_rows,
         one_column_less,
+        columns_of_another_type,
+        rows_without_width,
     ],
-    ids=["gone", "empty", "end cut off", "start alone", "text", "columns", "notes", "no rows", "a column less"],
+    ids=[
+        "gone",
+        "empty",
+        "end cut off",
+        "start alone",
+        "text",
+        "columns",
+        "notes",
+        "no rows",
+        "a column less",
+        "types",
+        "no width",
+    ],
 )
 def test_a_file_that_is_something_else_is_refused_in_one_line(spoil: object, exported: ExportedModel) -> None:
     path = write_golden(exported, [expectation(whole_numbers(9))], ["a", "b"], ["y"])

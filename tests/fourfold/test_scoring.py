@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
 from fourfold import scoring
@@ -92,11 +93,37 @@ def test_missing_values_go_through_to_a_network_that_fills_them(tmp_path: Path) 
     assert np.isnan(x).tolist() == [[False, True], [True, False]]
 
 
-@pytest.mark.parametrize("about", [{}, {"features": "a, b", "targets": "[]"}, {"features": "3", "targets": "[]"}])
-def test_a_file_that_names_no_columns_is_refused(about: dict[str, str], tmp_path: Path) -> None:
-    export(nn.Linear(2, 1), torch.zeros(2, 2), tmp_path / "model.onnx", about)
+@pytest.mark.parametrize(
+    "about",
+    [
+        {},
+        {"features": "a, b", "targets": "[]"},
+        {"features": "3", "targets": "[]"},
+        {"features": "[" * 100_000, "targets": '["y"]'},
+        {"features": '["a", "a"]', "targets": '["y"]'},
+        {"features": "[null, 1]", "targets": '["y"]'},
+        {"features": '"ab"', "targets": '["y"]'},
+    ],
+    ids=lambda about: str(about)[:40],
+)
+def test_a_file_that_names_no_columns_is_refused(about: dict[str, str]) -> None:
     with pytest.raises(InputError, match="does not say which columns it takes"):
-        Scorer((tmp_path / "model.onnx").read_bytes())
+        Scorer(saying(about))
+
+
+@pytest.mark.parametrize("training", ["[]", "5", '{"features": {"a": {}}}', "[" * 100_000], ids=lambda text: text[:20])
+def test_a_file_that_says_nonsense_of_its_training_is_refused(training: str) -> None:
+    with pytest.raises(InputError, match="what the model file says of its training cannot be read"):
+        Scorer(saying({"features": '["a", "b"]', "targets": '["y"]', "training": training}))
+
+
+def saying(about: dict[str, str]) -> bytes:
+    """A model file that says this of itself."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "same", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, about)
+    return bytes(model.SerializeToString())
 
 
 def test_it_works_as_a_file_of_its_own_without_fourfold(tmp_path: Path) -> None:

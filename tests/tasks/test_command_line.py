@@ -1,4 +1,5 @@
 import gc
+import io
 import json
 import os
 import re
@@ -186,6 +187,15 @@ def test_a_wrong_line_of_verify_is_refused_in_one_line(
     out, err = capsys.readouterr()
     assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
     assert said in err
+
+
+def test_what_a_terminal_cannot_spell_is_shown_and_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "ascii", errors="strict"))
+    read()
+    assert run(lambda config: Told(shown={"name": "Höhe"})) == 0
+    sys.stdout.flush()
+    assert b"H\\xf6he" in out.getvalue()
 
 
 def test_help_is_given_also_where_nothing_typed_is_a_wrong_request(capsys: pytest.CaptureFixture[str]) -> None:

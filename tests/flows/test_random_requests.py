@@ -1,0 +1,95 @@
+"""Some hundred of the random requests; `benchmarks/wrong_requests.py` runs thousands."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from random_requests import KINDS, Case, Ending, Kind, Runner, complaints, running, trained
+
+from fourfold.configuration import TrainConfig
+
+# Those that end in training and export take seconds each; the long run has enough of them.
+CASES = {kind.name: 2 if kind.name in ("train", "optimizer's options", "scheduler's options") else 3 * kind.share
+         for kind in KINDS}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[Runner]:
+    with running() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def model(runner: Runner) -> tuple[bytes, bytes]:
+    return trained(runner)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_request_ends_with_0_1_or_2_and_one_line(kind: Kind, runner: Runner, model: tuple[bytes, bytes]) -> None:
+    @settings(
+        max_examples=CASES[kind.name], derandomize=True, database=None, deadline=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(kind.cases(*model))
+    def each(case: Case) -> None:
+        assert complaints(case, runner.run(case)) == []
+
+    each()
+
+
+ENDED = Ending(0, "status  registered\n", "", 1.0, (), (), 0, 1)
+REFUSED = Ending(2, "", "--lr: 'x' was given; input should be a number\n", 1.0, (), (), 0, 0)
+FAILED = Ending(1, "", "train: diverged: the loss went off\n", 1.0, ("mlruns",), (), 0, 1)
+
+
+@pytest.mark.parametrize("ending", [ENDED, REFUSED, FAILED])
+def test_an_ending_as_promised_is_not_complained_about(ending: Ending) -> None:
+    assert complaints(Case("train"), ending) == []
+
+
+@pytest.mark.parametrize(
+    ("ending", "change", "complaint"),
+    [
+        (ENDED, {"code": None}, "did not end"),
+        (ENDED, {"code": -11}, "exit code -11"),
+        (ENDED, {"err": "UserWarning: beware\n"}, "on standard error"),
+        (ENDED, {"open_runs": 1}, "left open"),
+        (ENDED, {"temporary": ("fourfold-x",)}, "fourfold-x"),
+        (FAILED, {"err": ""}, "not one line"),
+        (FAILED, {"err": "Traceback (most recent call last):\ntrain: x\n"}, "a traceback"),
+        (FAILED, {"err": "train: TypeError: x; --verbose shows where\n"}, "unforeseen"),
+        (REFUSED, {"err": "one\ntwo\n"}, "not one line"),
+        (REFUSED, {"out": "status  running\n"}, "on standard output"),
+        (REFUSED, {"created": ("mlflow.db",)}, "created"),
+        (REFUSED, {"runs": 1}, "made 1 runs"),
+    ],
+)
+def test_a_broken_promise_is_complained_about(ending: Ending, change: dict[str, object], complaint: str) -> None:
+    assert any(complaint in said for said in complaints(Case("train"), Ending(**{**vars(ending), **change})))
+
+
+def test_every_option_is_asked_for() -> None:
+    """Those of tomorrow as well: the names come from the configuration."""
+    asked: set[str] = set()
+
+    @settings(
+        max_examples=600, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(KINDS[0].cases(b"", b""))
+    def note(case: Case) -> None:
+        asked.update(argument.partition("=")[0].removeprefix("--") for argument in case.arguments)
+
+    note()
+    spelled = {name.replace("_", "-") for name in TrainConfig.model_fields}
+    assert spelled - {"registered-name"} | {"register"} <= asked
+
+
+def test_a_process_that_is_a_copy_ends_as_a_real_one(runner: Runner) -> None:
+    """With a model, a run in the store, and the result on standard output."""
+    case = Case("train", ("--epochs", "2", "--json"), whole=True)
+    ending = runner.run(case)
+    assert (ending.code, ending.runs, ending.open_runs) == (0, 2, 0), ending.err
+    assert json.loads(ending.out.splitlines()[-1])["status"] == "registered"
+    assert any(path.endswith("model.onnx") for path in ending.created)
