@@ -1,6 +1,7 @@
 """Whose something is: which process made it, and whether that process is gone. Light to import."""
 
 import hashlib
+import math
 import os
 import re
 import secrets
@@ -57,7 +58,8 @@ class ProcessIdentity:
         """The process that `process_tags` told of; None where a tag is missing or cannot be read."""
         try:
             begun = float(tags["process_started"]) - float(tags["process_booted"])
-            return cls(tags["process_namespace"], int(tags["process_id"]), begun)
+            pid = int(tags["process_id"])
+            return cls(tags["process_namespace"], pid, begun) if math.isfinite(begun) else None
         except (KeyError, ValueError):
             return None
 

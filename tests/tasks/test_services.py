@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from fourfold.errors import RequestError, ServiceError
-from tasks import services
+from tasks import prefect_client, services
 from tasks.services import PrefectServer
 
 SECONDS_TO_STOP = 60
@@ -395,16 +395,24 @@ class TestWhichPrefect:
 
     def test_an_address_that_answers_is_ready(self, monkeypatch: pytest.MonkeyPatch, healthy_address: str) -> None:
         monkeypatch.setenv("PREFECT_API_URL", f"{healthy_address}/api")
+        asked_for: list[tuple[str, float]] = []
+
+        def client(address: str, seconds: float) -> contextlib.AbstractContextManager[None]:
+            asked_for.append((address, seconds))
+            return contextlib.nullcontext()
+
+        monkeypatch.setattr(prefect_client, "patient_client", client)  # nothing more of Prefect answers here
         entered = False
         with PrefectServer.begin().ready():
             entered = True
         assert entered
+        assert asked_for == [(f"{healthy_address}/api", 600)]
 
 
 # A process that owns a server; it tells how far it came, and waits for a word to go on.
 OWNER = """
 import sys
-from tasks import services
+from tasks import prefect_client, services
 
 services.PREFECT_DEFAULT_API = sys.argv[1] + "/api"
 server = services.PrefectServer.begin()
