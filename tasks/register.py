@@ -165,8 +165,8 @@ def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedMode
 def _model_of_run(record: RunRecord, name: str) -> LoggedModel:
     """The logged model that an earlier try made, however far that came, or a new one.
 
-    Made through the client, with each call of its own: `Model.log` would make it in the experiment of the active run,
-    and cannot be repeated without doubling the run's outputs.
+    Made through the client, each call by itself: `Model.log` would make it in the experiment of the active run, and
+    cannot be repeated, since MLflow refuses an output that a run has already.
     """
     found = record.client.search_logged_models([record.experiment_id], f"source_run_id = '{record.run_id}'")
     earlier = [model for model in found if model.name == name]
