@@ -13,6 +13,12 @@ FourfoldError
  └── ServiceError       a server did not come up, or stayed away               exit 1
 """
 
+import errno
+import re
+
+# How libraries tell it that hand no number on: SQLite, and those that are written in C++ or Rust.
+_FULL = re.compile("database or disk is full|No space left on device|Disk quota exceeded")
+
 
 class FourfoldError(Exception):
     """A foreseen end of the work, told in one sentence."""
@@ -70,6 +76,15 @@ class ServiceError(FourfoldError):
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_out_of_space(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that a disk is full."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def visible(text: str) -> str:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fourfold.errors import FourfoldError, RequestError, visible
+from fourfold.errors import FourfoldError, RequestError, is_out_of_space, visible
 
 Config = TypeVar("Config", bound=BaseModel)
 # Options whose name is not their field's.
@@ -150,7 +150,7 @@ def run(request: Request[Config], flow: str, work: Callable[[Config], Result]) -
         reason, code = _one_line(error), getattr(error, "exit_code", 1)
         if request.verbose:
             print(*map(visible, traceback.format_exc().splitlines()), sep="\n", file=sys.stderr)
-        elif not isinstance(error, FourfoldError):
+        elif not isinstance(error, FourfoldError) and not is_out_of_space(error):
             reason += "; --verbose shows where"
     except (KeyboardInterrupt, SystemExit) as error:  # Ctrl-C, and the handler above
         result = getattr(error, "result", None)
@@ -220,6 +220,8 @@ def _shown(text: str) -> Text:
 
 def _one_line(error: BaseException) -> str:
     text = visible(" ".join(str(error).split()))
+    if is_out_of_space(error):
+        return f"no space is left on a disk: {text}; what was whole before still is: free some, and start again"
     if isinstance(error, FourfoldError):
         return text
     return f"{type(error).__name__}: {text or 'no reason given'}"
