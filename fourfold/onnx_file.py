@@ -34,7 +34,7 @@ def file_sha256(path: Path) -> str:
 def open_session(content: bytes, *, optimized: bool = True) -> onnxruntime.InferenceSession:
     """Make an onnxruntime session on a model's bytes, on the CPU, with or without graph optimisation."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # what it warns of, the gate judges
+    options.log_severity_level = 4  # what it warns of, the gate judges; what is wrong it raises as well
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -5,7 +5,8 @@ and predicted there is what `predict_flow` refuses, fills and predicts.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,12 @@ class Scorer:
         """Load a model file's bytes.
 
         Raises:
-            InputError: the file does not say which columns it takes.
+            InputError: the file cannot be loaded, or does not say which columns it takes.
         """
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # what it warns of was judged before the model was registered
-        self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        options.log_severity_level = 4  # what it warns of was judged before, and what is wrong it raises as well
+        with _foreseen("load"):
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         (taken,) = self.session.get_inputs()
         self.input = taken.name
         self.dtype = np.dtype(np.float64 if taken.type == "tensor(double)" else np.float32)
@@ -75,7 +77,8 @@ class Scorer:
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Predict (rows, targets) from what `matrix` gives."""
-        prediction: np.ndarray = self.session.run(None, {self.input: np.ascontiguousarray(x)})[0]
+        with _foreseen("run"):
+            prediction: np.ndarray = self.session.run(None, {self.input: np.ascontiguousarray(x)})[0]
         return prediction
 
     def _refuse_faults(self, values: np.ndarray, arrays: list[np.ndarray], first_row: int) -> None:
@@ -90,6 +93,15 @@ class Scorer:
                     f"column {name!r} has no value in row {int(missing.argmax()) + first_row} ({missing.sum()} of "
                     f"{len(row)} rows here); mend it, or train the model with --missing mean"
                 )
+
+
+@contextmanager
+def _foreseen(verb: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # onnxruntime's errors share no base class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"onnxruntime cannot {verb} the model file: {reason}") from error
 
 
 def _names(listed: Any) -> tuple[str, ...]:

@@ -82,8 +82,13 @@ def prepare(config: PredictConfig) -> Ready:
     ready = Ready(found, sha256, scorer, file, np.array(config.at), keep, output)
     if file:
         _check_columns(file, scorer, keep)
-    if next(_chunks(ready), None) is None:
+    first = next(_chunks(ready), None)
+    if first is None:
         raise RequestError(f"--input {config.input} has no rows")
+    try:
+        scorer.predict(first[1][:1])
+    except InputError as error:
+        raise RequestError(f"{found.name}: {error}") from error
     return ready
 
 

@@ -96,25 +96,24 @@ class Runner:
     def __init__(self, folder: Path) -> None:
         self.folder, self.number = folder, 0
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            cwd=folder,
-            env=environment
-            | {
-                "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1",
-                "PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": NOBODY_LISTENS, "COLUMNS": "120",
-                "MPLCONFIGDIR": str(folder / "matplotlib"), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-            },
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(folder / "runner.err").open("wb"), text=True,
-        )  # fmt: skip
+        environment |= {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1",
+            "PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": NOBODY_LISTENS, "COLUMNS": "120",
+            "MPLCONFIGDIR": str(folder / "matplotlib"), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        }  # fmt: skip
+        with (folder / "runner.err").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__], cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=log, text=True,
+            )  # fmt: skip
         self.empty_database = folder / "template.db"
         self._ask(action="tables", path=str(self.empty_database), folder=str(folder), seconds=120)
 
     def close(self) -> None:
         """End the process."""
-        assert self.process.stdin is not None, "it is a pipe"
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
+        with self.process as process:
+            assert process.stdin is not None, "it is a pipe"
+            process.stdin.close()
 
     def run(self, case: Case) -> Ending:
         """Run a case in a folder of its own, which is gone afterwards."""

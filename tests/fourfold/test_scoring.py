@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import torch
@@ -115,6 +116,23 @@ def test_a_file_that_names_no_columns_is_refused(about: dict[str, str]) -> None:
 def test_a_file_that_says_nonsense_of_its_training_is_refused(training: str) -> None:
     with pytest.raises(InputError, match="what the model file says of its training cannot be read"):
         Scorer(saying({"features": '["a", "b"]', "targets": '["y"]', "training": training}))
+
+
+def test_a_file_that_onnxruntime_cannot_load_is_refused_in_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    broken = onnx.load_model_from_string(saying({"features": '["a", "b"]', "targets": '["y", "z"]'}))
+    broken.graph.node[0].op_type = "Nothing"
+    with pytest.raises(InputError, match=r"^onnxruntime cannot load the model file: .*Nothing") as refusal:
+        Scorer(broken.SerializeToString())
+    assert "\n" not in str(refusal.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_that_onnxruntime_cannot_run_is_refused_in_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    scorer = Scorer(saying({"features": '["a", "b"]', "targets": '["y", "z"]'}))
+    with pytest.raises(InputError, match=r"^onnxruntime cannot run the model file: ") as refusal:
+        scorer.predict(np.zeros((1, 3), dtype=np.float32))
+    assert "\n" not in str(refusal.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def saying(about: dict[str, str]) -> bytes:
