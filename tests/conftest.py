@@ -5,39 +5,107 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 os.environ.setdefault("DO_NOT_TRACK", "true")  # MLflow decides when it is imported
 # A job in the background is started with Ctrl-C ignored, and hands that on to the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from mlflow import MlflowClient
 from workplaces import ROOT, Workplace, clean_environment, workplace_in
 
 import fourfold  # noqa: F401 - before any test loads onnxruntime: it turns its telemetry off
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_operators() -> Iterator[Callable[[int], ONNXRegistry]]:
+    """Keep what torch's exporter reads anew for each file, the source of 500 operators: half of its time.
+
+    Gives the function that reads. The flows that tests start as processes export as a user does.
+    """
+    read = ONNXRegistry.from_torchlib
+    known = cache(read)
+
+    def copied(opset_version: int) -> ONNXRegistry:
+        registry = ONNXRegistry()
+        registry._opset_version = opset_version
+        registry.functions = {target: list(found) for target, found in known(opset_version).functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(copied))
+        yield read
+
+
+# Serves for as long as there is somebody at the other end of its standard input.
+SERVE = """
+import sys
+from tasks.services import PrefectServer, prepare_environment
+
+prepare_environment()
+server = PrefectServer.begin()
+server.release()
+with server.ready():
+    print(server.api_url, flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.fixture(scope="session")
 def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Prefect home whose database is up to date: making it takes ten seconds, copying it none."""
     home = tmp_path_factory.mktemp("prefect-home")
-    begin_and_wait = (
-        "from tasks.services import PrefectServer, prepare_environment\n"
-        "prepare_environment(); server = PrefectServer.begin(); server.release()\n"
-        "with server.ready(): pass\n"
-    )
     environment = clean_environment() | {"PREFECT_HOME": str(home)}
-    subprocess.run([sys.executable, "-c", begin_and_wait], env=environment, cwd=ROOT, check=True, timeout=180)
+    subprocess.run(
+        [sys.executable, "-c", SERVE], env=environment, cwd=ROOT, check=True, timeout=180,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
     return home
 
 
+@pytest.fixture(scope="session")
+def prefect_server(prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of one server, for the flows whose own is not what a test is about: each takes three seconds."""
+    home = tmp_path_factory.mktemp("prefect-server") / "home"
+    shutil.copytree(prefect_home, home)
+    environment = clean_environment() | {"PREFECT_HOME": str(home)}
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVE], env=environment, cwd=ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address, "Prefect's server did not start"
+        yield address
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's tables, made once: it takes seconds."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, prefect_home: Path) -> Workplace:
+def workplace(tmp_path: Path, prefect_home: Path, empty_database: Path) -> Workplace:
+    """One with the databases of both services, where a flow starts a Prefect server of its own."""
     folder = tmp_path / "a place with spaces"
     folder.mkdir()
     shutil.copytree(prefect_home, folder / "prefect")
+    shutil.copy(empty_database, folder / "mlflow.db")
     return workplace_in(folder)
+
+
+@pytest.fixture
+def shared_server(workplace: Workplace, prefect_server: str) -> None:
+    """Let the flows of the workplace use the server that is there."""
+    workplace.environment["PREFECT_API_URL"] = prefect_server
 
 
 @pytest.fixture
