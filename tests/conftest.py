@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 os.environ.setdefault("DO_NOT_TRACK", "true")  # MLflow decides when it is imported
@@ -57,15 +58,38 @@ with server.ready():
 
 
 @pytest.fixture(scope="session")
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Fill a folder, unless another of xdist's workers has done so; nobody may change what is in it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prefect_home(
+    made_once: Callable[[str, Callable[[Path], None]], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A Prefect home whose database is up to date: making it takes ten seconds, copying it none."""
-    home = tmp_path_factory.mktemp("prefect-home")
-    environment = clean_environment() | {"PREFECT_HOME": str(home)}
-    subprocess.run(
-        [sys.executable, "-c", SERVE], env=environment, cwd=ROOT, check=True, timeout=180,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    return home
+
+    def fill(home: Path) -> None:
+        environment = clean_environment() | {"PREFECT_HOME": str(home)}
+        subprocess.run(
+            [sys.executable, "-c", SERVE], env=environment, cwd=ROOT, check=True, timeout=180,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    return Path(shutil.copytree(made_once("prefect-home", fill), tmp_path_factory.mktemp("prefect") / "home"))
 
 
 @pytest.fixture(scope="session")
@@ -85,11 +109,13 @@ def prefect_server(prefect_home: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with MLflow's tables, made once: it takes seconds."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+def empty_database(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A SQLite file with MLflow's tables: they take seconds."""
+
+    def fill(folder: Path) -> None:
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+
+    return made_once("mlflow", fill) / "mlflow.db"
 
 
 @pytest.fixture

@@ -151,6 +151,7 @@ def test_a_fit_that_diverges_exits_1_and_says_so(workplace: Workplace) -> None:
     assert "try a smaller --lr" in ended.err
 
 
+@pytest.mark.usefixtures("shared_server")
 def test_columns_that_the_dtype_cannot_resolve_are_told_everywhere(workplace: Workplace) -> None:
     """And a line through the origin, from start values, decorrelated, goes all the way."""
     random = np.random.default_rng(0)
