@@ -25,6 +25,20 @@ sys.meta_path.insert(0, Refuse())
 """
 
 
+# Serves for as long as there is somebody at the other end of its standard input.
+SERVE = """
+import sys
+from tasks.services import PrefectServer, prepare_environment
+
+prepare_environment()
+server = PrefectServer.begin()
+server.release()
+with server.ready():
+    print(server.api_url, flush=True)
+    sys.stdin.read()
+"""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a process ended, and what it said."""
@@ -82,13 +96,15 @@ def workplace_in(folder: Path) -> Workplace:
 
 def make_prefect_home(home: Path) -> None:
     """Let a Prefect server make its database there."""
-    begin_and_wait = (
-        "from tasks.services import PrefectServer, prepare_environment\n"
-        "prepare_environment(); server = PrefectServer.begin(); server.release()\n"
-        "with server.ready(): pass\n"
+    subprocess.run(
+        [sys.executable, "-c", SERVE],
+        env=clean_environment() | {"PREFECT_HOME": str(home)},
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        check=True,
+        timeout=180,
     )
-    environment = clean_environment() | {"PREFECT_HOME": str(home)}
-    subprocess.run([sys.executable, "-c", begin_and_wait], env=environment, cwd=ROOT, check=True, timeout=180)
 
 
 def clean_environment() -> dict[str, str]:

@@ -220,6 +220,7 @@ class Dropped(torch.nn.Module):
 """
 
 
+@pytest.mark.usefixtures("shared_server")
 def test_a_network_of_ones_own_on_a_file_is_compared_in_mini_batches(workplace: Workplace) -> None:
     """Its module lies in the working directory, where the workers must find it as well; columns are named as HTML."""
     (workplace.folder / "nets.py").write_text(OWN)

@@ -54,10 +54,13 @@ def houses(rows: int) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> tuple[Workplace, Ended]:
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, prefect_server: str, empty_database: Path
+) -> tuple[Workplace, Ended]:
     """A registered model of four columns, one with missing values, and two targets, once for all tests here."""
     workplace = workplace_in(tmp_path_factory.mktemp("trained"))
-    shutil.copytree(prefect_home, workplace.folder / "prefect")
+    shutil.copy(empty_database, workplace.folder / "mlflow.db")
+    workplace.environment["PREFECT_API_URL"] = prefect_server
     houses(200).to_csv(workplace.folder / "houses.csv", index=False)
     (workplace.folder / "sitecustomize.py").write_text(WITHOUT_TORCH)
     NEW.to_csv(workplace.folder / "new.csv", index=False)

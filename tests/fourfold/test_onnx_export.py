@@ -5,6 +5,7 @@ import hashlib
 import logging
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from onnx import numpy_helper
 from rescaled import rescaled
 from torch import Tensor, nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from fourfold.errors import ExportError
 from fourfold.onnx_export import detached, export
@@ -42,6 +44,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
 @pytest.fixture(scope="module")
 def session(exported: ExportedModel) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(exported.path.read_bytes(), providers=["CPUExecutionProvider"])
+
+
+def test_operators_that_are_read_anew_give_the_same_bytes(
+    exported: ExportedModel,
+    read_operators: Callable[[int], ONNXRegistry],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All other exports in this process take what tests/conftest.py keeps."""
+    network, x = made()
+    monkeypatch.setattr(ONNXRegistry, "from_torchlib", read_operators)
+    assert export(network, x, tmp_path / "model.onnx", METADATA).sha256 == exported.sha256
 
 
 class Branching(nn.Module):

@@ -19,10 +19,10 @@ from fourfold.onnx_export import export
 from fourfold.scoring import InputError, Scorer
 
 
-@pytest.fixture(params=["float32", "float64"])
-def scorer(request: pytest.FixtureRequest, tmp_path: Path) -> Scorer:
-    """Y = 2 a - b, and twice that."""
-    return scorer_of(tmp_path, request.param)
+@pytest.fixture(params=["float32", "float64"], scope="module")
+def scorer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    """Y = 2 a - b, and twice that; it keeps nothing of what it is given."""
+    return scorer_of(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def scorer_of(folder: Path, dtype: str, missing: str = "error") -> Scorer:

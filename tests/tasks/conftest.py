@@ -75,14 +75,6 @@ def own_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             del sys.modules[name]
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with MLflow's tables, made once: it takes seconds."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def store(empty_database: Path, tmp_path: Path) -> MlflowClient:
     """A client of an empty store, which `MLFLOW_TRACKING_URI` names: `mlflow.db` in the test's folder."""

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,36 @@ def test_a_file_that_fails_leaves_its_report_alone(
     assert notes.files == ["parity.json", "parity.html"]
     assert (notes.noted_tags["parity"], notes.noted_tags["parity.reason"]) == ("failed", report.reason)
     assert json.loads((tmp_path / "parity.json").read_text())["reason"] == report.reason
+
+
+def enlarged(path: Path) -> None:
+    with path.open("ab") as file:
+        file.truncate(1000 * path.stat().st_size + 2**23)
+
+
+def fixed(path: Path) -> None:
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (enlarged, r"has \d+ bytes, for weights of 8"),
+        (fixed, r"the file's input is x float32\(3, 1\); x float32\(batch, 1\) was promised"),
+    ],
+)
+def test_a_file_that_is_not_what_was_exported_is_not_kept(
+    harm: Callable[[Path], None], said: str,
+    exported: ExportedModel, verify: Callable[[ExportedModel], ParityReport], notes: Any,
+) -> None:  # fmt: skip
+    harm(exported.path)
+    report = verify(replace(exported, sha256=file_sha256(exported.path)))
+    assert (report.verdict, report.passed) == ("failed", False)
+    assert re.search(said, report.reason)
+    assert "\n" not in report.reason
+    assert notes.files == ["parity.json", "parity.html"]
 
 
 class Noisy(torch.nn.Linear):
