@@ -3,6 +3,8 @@
 # make check                             format, lint, types and the direction of imports
 # make bench-comparison                  what a comparison costs beside the same trainings one after another
 # make bench-tables                      what ten million rows cost, in time beside a bare loop and in memory
+# make bench-faults                      what 200 kills of real trainings leave
+# make bench-checkpoints                 what checkpoints cost beside the same fit without
 # make bench-requests                    what thousands of random requests end with
 # make bench                             what a run costs beside a bare script, and what the gate finds and costs
 SHELL := /bin/bash
@@ -10,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test check bench bench-comparison bench-tables bench-requests
+.PHONY: train test check bench bench-comparison bench-tables bench-faults bench-checkpoints bench-requests
 train: $(READY)
 	@$(BIN)/python flows/train_flow.py $(ARGS)
 
@@ -32,6 +34,12 @@ bench-comparison: $(READY)
 
 bench-tables: $(READY)
 	$(BIN)/python benchmarks/tables.py $(ARGS)
+
+bench-faults: $(READY)
+	$(BIN)/python benchmarks/faults.py --kills 200 $(ARGS)
+
+bench-checkpoints: $(READY)
+	$(BIN)/python benchmarks/checkpoints.py $(ARGS)
 
 bench-requests: $(READY)
 	$(BIN)/python benchmarks/wrong_requests.py --cases 5000 $(ARGS)
