@@ -7,7 +7,6 @@ checkpoint is whole when its manifest is there and true. The one before is kept 
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
+from fourfold.durable import write_whole
 from fourfold.errors import CheckpointError, first_line
 
 KEPT = 2
@@ -29,29 +29,6 @@ _PLAIN = (type(None), bool, int, float, str)
 _REST = "rest"  # the tensor that holds, as JSON, everything but the tensors
 
 State = dict[str, Any]
-
-
-def put_in_place(part: Path, path: Path) -> None:
-    """Give a file that is written its name: it is there as a whole or not at all, also when the power fails."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there as a whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content)
-        put_in_place(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 class CheckpointFolder:

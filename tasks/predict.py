@@ -16,6 +16,7 @@ import pyarrow.parquet
 
 from fourfold.configuration import PredictConfig
 from fourfold.drift import Drift, Range, drift
+from fourfold.durable import put_in_place
 from fourfold.errors import RequestError
 from fourfold.onnx_file import file_sha256
 from fourfold.processes import part_of, remove_left_parts
@@ -242,16 +243,9 @@ def _writer(path: Path | None) -> Iterator[Callable[[Mapping[str, pa.Array]], No
         finally:
             for writer in opened:
                 writer.close()
-        with part.open("rb") as whole:
-            os.fsync(whole.fileno())
         if path.exists() and not existed:
             raise RequestError(f"--output {path} was made by somebody else meanwhile; it was left as it is")
-        part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        put_in_place(part, path)
     finally:
         part.unlink(missing_ok=True)
 

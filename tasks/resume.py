@@ -12,8 +12,9 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
-from fourfold.checkpoints import CheckpointFolder, write_whole
+from fourfold.checkpoints import CheckpointFolder
 from fourfold.configuration import TrainConfig
+from fourfold.durable import write_whole
 from fourfold.errors import DivergedError, ParityError, RequestError, first_line
 from tasks import services
 from tasks.command_line import option_of

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fourfold.checkpoints import MOST_OF_THE_TIME, CheckpointFolder, Keeper, write_whole
+from fourfold.checkpoints import MOST_OF_THE_TIME, CheckpointFolder, Keeper
+from fourfold.durable import write_whole
 from fourfold.errors import CheckpointError
 from fourfold.fitting import Batches, FitConfig, FitResult, Outcome, StreamedBatches, fit_batches
 from fourfold.optimizers import OptimizerConfig, SchedulerConfig, optimizer_classes, scheduler_classes
