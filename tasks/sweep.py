@@ -1,12 +1,14 @@
 """What a process left open that was killed is closed at the next start of any flow: in MLflow, Prefect, on the disk."""
 
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
+from mlflow.exceptions import MlflowException
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
@@ -65,6 +67,7 @@ def _sweep_services(client: MlflowClient | None) -> list[str]:
         experiments = [one.experiment_id for one in client.search_experiments() if one.name in FLOWS]
         here = f"tags.host = '{socket.gethostname()}'"
         closed = [run for run in _runs(client, experiments, here) if _close(client, run)]
+        _remove_checkpoints_of_finished(client)
     named = {run.data.tags["flow_run_id"] for run in closed if "flow_run_id" in run.data.tags}
     told = [_spell(run) for run in closed if "mlflow.parentRunId" not in run.data.tags]
     if own_flow_run.id:  # outside a flow there is no Prefect
@@ -99,6 +102,14 @@ def _close(client: MlflowClient, run: Run) -> bool:
     client.set_tag(run.info.run_id, "reason", GONE)
     client.set_terminated(run.info.run_id, "KILLED")
     return True
+
+
+def _remove_checkpoints_of_finished(client: MlflowClient) -> None:
+    """Remove what a process left that was killed after its run was finished, and before it had tidied up."""
+    for folder in (services.runs_folder() / "checkpoints").glob("*"):
+        with suppress(MlflowException):  # of another store
+            if client.get_run(folder.name).info.status == "FINISHED":
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _spell(run: Run) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,7 +32,7 @@ ENDED = {"COMPLETED", "CANCELLED", "CRASHED"}  # of Prefect's states
 # Two seconds of mini-batches, with a checkpoint every fifth of a second.
 TRAINING = (
     "--data", "sine", "--model", "mlp", "--hidden", "8", "--optimizer", "Adam", "--batch-size", "400", "--epochs",
-    "500", "--checkpoint-seconds", "0.2", "--json",
+    "400", "--checkpoint-seconds", "0.2", "--json",
 )  # fmt: skip
 
 
@@ -232,10 +233,12 @@ def faults_of(attempt: Attempt, how: signal.Signals, seconds: float, err: str) -
         yield f"it took {seconds:.1f} s to end"
     if "Traceback" in err:
         yield f"it showed a traceback: {err.strip()[-500:]}"
-    if "RUNNING" in statuses(attempt.workplace).values():
-        yield "MLflow shows it as running"
-    states = prefect_states(attempt.workplace)
-    if unended := set(states) - ENDED:
+    with database(attempt.workplace.folder / "mlflow.db") as rows:
+        own = "select run_uuid from tags where key = 'process_id' and value = ?"
+        if rows(f"select 1 from runs where status = 'RUNNING' and run_uuid in ({own})", str(attempt.process.pid)):
+            yield "MLflow shows it as running"
+    # Those before may have been killed so that this one had to put them right, and did not come so far.
+    if unended := set(prefect_states(attempt.workplace, since=attempt.began_at)) - ENDED:
         yield f"Prefect shows it as {unended}"
 
 
@@ -286,6 +289,9 @@ def left_by(workplace: Workplace) -> tuple[dict[str, Any], list[str]]:
 @contextmanager
 def database(path: Path) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
     """Ask a SQLite file; where it, or the table, is not there yet nothing is in it."""
+    if not path.is_file():
+        yield lambda *_: []
+        return
 
     def rows(query: str, *values: Any) -> list[tuple[Any, ...]]:
         try:
@@ -299,16 +305,15 @@ def database(path: Path) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
 
 def statuses(workplace: Workplace) -> dict[str, str]:
     """Of MLflow's runs of trainings, in the order in which they were opened."""
-    if not (workplace.folder / "mlflow.db").is_file():
-        return {}
     query = "select run_uuid, r.status from runs r join experiments e using (experiment_id) where e.name = 'train'"
     with database(workplace.folder / "mlflow.db") as rows:
         return dict(rows(f"{query} order by start_time"))
 
 
-def prefect_states(workplace: Workplace) -> list[str]:
+def prefect_states(workplace: Workplace, since: float = 0) -> list[str]:
+    moment = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%d %H:%M:%S")
     with database(workplace.folder / "prefect" / "prefect.db") as rows:
-        return [state for (state,) in rows("select state_type from flow_run")]
+        return [state for (state,) in rows("select state_type from flow_run where created >= ?", moment)]
 
 
 def left_alive(family: list[psutil.Process]) -> list[str]:

@@ -172,7 +172,9 @@ class TestWhatItLeaves:
         self, child: "tuple[subprocess.Popen[str], list[str]]", tmp_path: Path
     ) -> None:
         process, (_, _, part) = child
-        other = Path(part).with_name(Path(part).name.replace("out.csv", "other.csv"))
+        _, of_other, *_ = processes.part_of(tmp_path / "other.csv").name.split(".")
+        _, _, *owner = Path(part).name.split(".")
+        other = Path(part).with_name(".".join(("", of_other, *owner)))
         other.write_text("half")
         processes.remove_left_parts(tmp_path / "out.csv")
         assert Path(part).exists()

@@ -65,7 +65,7 @@ class TestCheck:
             ({"lr_for": ("bias=0.1", "bias=0.2")}, "--lr-for bias=0.2: bias is given twice"),
             ({"option": ("momentum=" + "[" * 9999,)}, r"--option momentum=.* is not a finite number"),
             ({"at": ((1e39,),)}, r"--at 1e\+39 is beyond float32; use --dtype float64"),
-            ({"data": "a" * 5000}, "--data a+ cannot be looked at: File name too long"),
+            ({"data": "a" * 5000}, "--data a+: no such file; give line, sine"),
             ({"model": "mlp", "hidden": (10**6, 10**7)}, "--model mlp of this size does not fit into memory"),
             ({"lr_for": ("bias=fast",)}, "--lr-for bias=fast: 'fast' is not a number"),
             ({"scheduler": "Stairs"}, "--scheduler Stairs is unknown"),

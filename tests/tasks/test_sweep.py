@@ -101,6 +101,19 @@ class TestMlflow:
         sweep()
         assert f"run {run_id} (--resume {run_id} continues it)" in capsys.readouterr().err
 
+    def test_checkpoints_of_a_finished_run_are_removed_and_others_kept(
+        self, store: MlflowClient, tmp_path: Path
+    ) -> None:
+        finished, stopped = opened(store), opened(store)
+        store.set_terminated(finished, "FINISHED")
+        store.set_terminated(stopped, "KILLED")
+        folder = tmp_path / "mlruns" / "checkpoints"
+        for run_id in (finished, stopped, "0" * 32):
+            (folder / run_id).mkdir(parents=True)
+            (folder / run_id / "request.json").write_text("{}")
+        sweep()
+        assert {path.name for path in folder.iterdir()} == {stopped, "0" * 32}
+
     def test_the_runs_of_a_living_process_stay_open_in_whatever_thread_they_are(self, store: MlflowClient) -> None:
         run_id = opened(store)
         with recorded_run("train", "a run", {}, {}) as record:
