@@ -132,7 +132,7 @@ class TestSecondsToWait:
     @pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon"])
     def test_what_is_no_number_of_seconds_is_refused(self, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FOURFOLD_SECONDS_TO_WAIT", text)
-        with pytest.raises(RequestError, match=f"FOURFOLD_SECONDS_TO_WAIT={text}: a number of seconds is needed"):
+        with pytest.raises(RequestError, match=f"FOURFOLD_SECONDS_TO_WAIT={text} is no number of seconds"):
             services.check_tracking()
 
 
