@@ -1,7 +1,10 @@
 """Models that would run code of somebody else's: nothing here runs it, and what serves is what was written."""
 
+import importlib.util
 import json
+import marshal
 import os
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -217,8 +220,13 @@ def test_what_was_written_is_loaded_and_leaves_the_process_as_it_was(
 ) -> None:
     monkeypatch.setenv(SWITCH, "true")
     folder = Path(registered(linear_file).path).parent
-    # Whatever lies beside our text, a compiled file of it included, is no part of what is imported.
-    (folder / "code" / "json.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
+    # A forged compiled file beside the true text, with its time and size, is what Python itself would import.
+    text = folder / "code" / "fourfold_scoring.py"
+    forged = compile(f"import os\nos.mkdir({str(mark)!r})\n", str(text), "exec")
+    state, compiled = text.stat(), Path(importlib.util.cache_from_source(str(text)))
+    compiled.parent.mkdir(exist_ok=True)
+    head = importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, int(state.st_mtime), state.st_size)
+    compiled.write_bytes(head + marshal.dumps(forged))
     path = list(sys.path)
     served = flavor.load(folder)
     assert np.allclose(served.predict({"x": np.array([4.0])})["y"], 7.6)
