@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+from pydantic import TypeAdapter, ValidationError
 
 from fourfold.errors import first_line
 from fourfold.onnx_file import ExportedModel
@@ -18,6 +19,22 @@ from fourfold.structure import Refused, read_model
 FILE_NAME = "golden.parquet"
 MOST_ROWS = 128  # of each set
 _ABOUT = b"fourfold"
+
+
+@dataclass(frozen=True)
+class _About:
+    """What the file says of itself."""
+
+    sha256: str
+    bytes: int
+    features: list[str]
+    targets: list[str]
+    versions: dict[str, str]
+    at_hand: list[str]
+    basis: str
+
+
+_ABOUT_READER = TypeAdapter(_About)
 
 
 @dataclass(frozen=True)
@@ -69,24 +86,31 @@ def read_golden(path: Path) -> Golden:
     """
     try:
         table = pa.parquet.ParquetFile(path).read()
-        about = json.loads(table.schema.metadata[_ABOUT])
+        about = _read_about(table.schema.metadata[_ABOUT])
         names = table["set"].to_pylist()
         arrays = {key: np.stack(table[key].to_numpy(zero_copy_only=False)) for key in ARRAYS}
         rows = {name: [number for number, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
         expectations = []
         for name, chosen in rows.items():
             x, predicted, truth, allowed, undecided = (arrays[key][chosen] for key in ARRAYS)
-            at_hand = name in about["at_hand"]
-            expectations.append(
-                Expectation(name, x, predicted, truth, allowed, undecided, str(about["basis"]), at_hand)
-            )
+            at_hand = name in about.at_hand
+            expectations.append(Expectation(name, x, predicted, truth, allowed, undecided, about.basis, at_hand))
         _check(arrays, len(names))
         return Golden(
-            about["sha256"], about["bytes"], tuple(about["features"]), tuple(about["targets"]), about["versions"],
+            about.sha256, about.bytes, tuple(about.features), tuple(about.targets), about.versions,
             tuple(expectations),
         )  # fmt: skip
     except Exception as error:  # pyarrow's, json's, and what a table of other columns raises
         raise Refused(f"{path.name} holds no golden predictions: {first_line(error)}") from error
+
+
+def _read_about(text: bytes) -> _About:
+    try:
+        return _ABOUT_READER.validate_json(text, strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "what it says of itself"
+        raise ValueError(f"{where}: {fault['msg'][0].lower()}{fault['msg'][1:]}") from error
 
 
 def _check(arrays: Mapping[str, np.ndarray], rows: int) -> None:

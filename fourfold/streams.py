@@ -192,7 +192,7 @@ def _survey(
             faults.keep(values)
         last = first + len(values)
         training = np.flatnonzero(parts[first:last] == _CODES[TRAINING])
-        with np.errstate(invalid="ignore"):  # where values are infinite, which is told afterwards
+        with np.errstate(over="ignore", invalid="ignore"):  # where values are too large, which is told afterwards
             profile = profile.joined(Profile.of(values[training]))
         for part, rows in wanted.items():
             here = slice(*np.searchsorted(rows, (first, last)))

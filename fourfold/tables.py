@@ -26,6 +26,7 @@ _SNIFFED = 64 * 2**10
 _NUMBER = r"(?i)^\s*[-+]?(\d+\.?\d*(e[-+]?\d+)?|\.\d+(e[-+]?\d+)?|inf|infinity|nan)\s*$"
 _WITH_COMMA = re.compile(r"\s*[-+]?\d*,\d+(e[-+]?\d+)?\s*", re.IGNORECASE)
 _MOST_NAMED = 20
+_LARGEST = 1e150  # float64 can still add up the squares of very many
 
 Item = TypeVar("Item")
 
@@ -337,6 +338,11 @@ class Faults:
                 )
         if self.kept == 0:
             raise RequestError(f"--missing drop leaves none of the {self.rows} rows of {path}; choose other columns")
+        if beyond := list(names[np.fmax(-self._low, self._high) > _LARGEST]):
+            raise RequestError(
+                f"{path} has values beyond {_LARGEST:g}, whose squares cannot be added up, in {listed(beyond)}; give "
+                "them in a larger unit, or choose other columns by --features"
+            )
         if self.kept > 1 and (constant := list(names[self._low == self._high])):
             kept = [name for name in names if name not in constant and name not in self.targets]
             target = next((name for name in constant if name in self.targets), None)

@@ -86,10 +86,13 @@ def prepare(config: PredictConfig) -> Ready:
     first = next(_chunks(ready), None)
     if first is None:
         raise RequestError(f"--input {config.input} has no rows")
+    kept, x = first
     try:
-        scorer.predict(first[1][:1])
+        scorer.predict(x[:1])
     except InputError as error:
         raise RequestError(f"{found.name}: {error}") from error
+    if output:
+        _check_kept(kept, output)
     return ready
 
 
@@ -197,6 +200,23 @@ def _check_columns(file: TableFile, scorer: Scorer, keep: Sequence[str]) -> None
             raise RequestError(f"--keep {name}: the predictions themselves are called so; rename that column")
 
 
+def _check_kept(kept: Kept, output: Path) -> None:
+    for name, column in kept.items():
+        row = pa.record_batch({name: column[:1]})
+        try:
+            with _kind_of_writer(output)(pa.BufferOutputStream(), row.schema) as writer:
+                writer.write_batch(row)
+        except pa.ArrowException as error:
+            raise RequestError(
+                f"--keep {name}: a {output.suffix} file cannot hold {column.type}; leave it out, or choose an --output "
+                "of the other kind"
+            ) from error
+
+
+def _kind_of_writer(path: Path) -> Any:
+    return pa.csv.CSVWriter if path.suffix.lower() == ".csv" else pa.parquet.ParquetWriter
+
+
 def _check_output(path: Path, config: PredictConfig) -> Path:
     if path.suffix.lower() not in (".csv", ".parquet", ".pq"):
         raise RequestError(f"--output {path}: unknown ending {path.suffix!r}; .csv and .parquet are written")
@@ -232,9 +252,8 @@ def _writer(path: Path | None) -> Iterator[Callable[[Mapping[str, pa.Array]], No
     def write(columns: Mapping[str, pa.Array]) -> None:
         batch = pa.record_batch(dict(columns))
         if not opened:
-            made = pa.csv.CSVWriter if path.suffix.lower() == ".csv" else pa.parquet.ParquetWriter
             part.touch(exist_ok=False)  # never through a link that lies there
-            opened.append(made(str(part), batch.schema))
+            opened.append(_kind_of_writer(path)(str(part), batch.schema))
         opened[0].write_batch(batch)
 
     try:

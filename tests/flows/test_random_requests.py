@@ -10,7 +10,7 @@ from random_requests import KINDS, Case, Ending, Kind, Runner, complaints, runni
 from fourfold.configuration import TrainConfig
 
 # Those that end in training and export take seconds each; the long run has enough of them.
-CASES = {kind.name: 2 if kind.name in ("train", "optimizer's options", "scheduler's options") else 3 * kind.share
+CASES = {kind.name: 2 if kind.name in ("train", "optimizer's options", "scheduler's options") else 2 * kind.share
          for kind in KINDS}  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_every_option_is_asked_for() -> None:
     asked: set[str] = set()
 
     @settings(
-        max_examples=600, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
+        max_examples=400, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(KINDS[0].cases(b"", b""))

@@ -121,6 +121,12 @@ def other_notes(path: Path) -> None:
     pa.parquet.write_table(table.replace_schema_metadata({b"fourfold": json.dumps({"sha256": ""})}), path)
 
 
+def a_number_as_its_hash(path: Path) -> None:
+    table = pa.parquet.ParquetFile(path).read()
+    about = json.loads(table.schema.metadata[b"fourfold"]) | {"sha256": 0.5}
+    pa.parquet.write_table(table.replace_schema_metadata({b"fourfold": json.dumps(about)}), path)
+
+
 def no_rows(path: Path) -> None:
     table = pa.parquet.ParquetFile(path).read()
     pa.parquet.write_table(table.slice(0, 0), path)
@@ -153,6 +159,7 @@ def rows_without_width(path: Path) -> None:
         lambda path: path.write_text("a,b\n1,2\n"),
         other_columns,
         other_notes,
+        a_number_as_its_hash,
         no_rows,
         one_column_less,
         columns_of_another_type,
@@ -166,6 +173,7 @@ def rows_without_width(path: Path) -> None:
         "text",
         "columns",
         "notes",
+        "hash",
         "no rows",
         "a column less",
         "types",

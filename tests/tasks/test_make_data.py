@@ -97,7 +97,9 @@ def test_a_file_that_was_changed_since_is_read_again(table_file: Callable[..., T
         ),
         (ROWS, {"target": "price", "test_fraction": 0.95}, r"--test-fraction 0\.95 leaves 1 of 20 rows"),
         ("a,b\n1,2\n", {"target": "b"}, "rows has 1 row; at least two"),
-        ("a,b\n1,2\n1e300,2\n3,4\n", {"target": "b"}, "use --dtype float64"),
+        ("a,b\n1,2\n1e100,2\n3,4\n", {"target": "b"}, "use --dtype float64"),
+        ("a,b\n1,2\n1e300,2\n3,4\n", {"target": "b", "dtype": "float64"}, r"values beyond 1e\+150, .* in a; give them"),
+        ("a,b\n1,-1e300\n2,2\n3,4\n", {"target": "b", "dtype": "float64", "stream": True}, r"beyond 1e\+150, .* in b"),
         ("", {"target": "b"}, r"rows\.csv is empty"),
     ],
 )

@@ -172,6 +172,10 @@ def test_drift_is_told_per_column_against_the_training(
         ({"keep": "key"}, "--keep key: .* has no such column; it has area, living room, Höhe"),
         ({"keep": "area,area"}, "--keep area is given twice"),
         ({"input": "scored.parquet", "keep": "predicted_price"}, "--keep predicted_price: the predictions themselves"),
+        (
+            {"input": "lists.parquet", "keep": "tags"},
+            r"--keep tags: a \.csv file cannot hold list<element: int64>; leave it out, or choose an --output",
+        ),
         ({"model": "nowhere.onnx"}, "there is no nowhere.onnx there"),
         ({"model": "there.onnx"}, "the file cannot be read as ONNX"),
         ({"model": "foreign.onnx"}, "the file does not say which columns it takes"),
@@ -198,6 +202,7 @@ def test_a_wrong_request_is_told_in_one_line_and_leaves_nothing(
     table(Path("rows.parquet"))
     table(Path("dates.parquet"), 1, area=pa.array(["2026-01-01"]).cast(pa.date32()))
     table(Path("scored.parquet"), 1, predicted_price=[1.0])
+    table(Path("lists.parquet"), 1, tags=[[1, 2]])
     Path("short.parquet").write_bytes(Path("rows.parquet").read_bytes()[:-20])
     linear_file(W, B, name="foreign.onnx", metadata={"features": "none"})
     before = {one.name for one in tmp_path.iterdir()}
