@@ -120,11 +120,11 @@ def folder_of(client: MlflowClient, address: str, run_id: str | None) -> Path:
         RequestError: it is somewhere else, or one of its two files is a link, a device or the like.
         MlflowException: there is no such address.
     """
-    repository = get_artifact_repository(address)
+    here = store_name(services.tracking_uri())
+    repository = patiently(here, lambda: get_artifact_repository(address))  # by a client of MLflow's own
     while isinstance(repository, (ModelsArtifactRepository, RunsArtifactRepository)):
         repository = repository.repo
     if not isinstance(repository, LocalArtifactRepository):
-        here = store_name(services.tracking_uri())
         return Path(patiently(here, lambda: mlflow.artifacts.download_artifacts(address)))
     folder = Path(repository.artifact_dir).resolve()
     if not any(folder.is_relative_to(home) for home in _homes(client, run_id)):

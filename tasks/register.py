@@ -131,7 +131,7 @@ def _differs_from_proved(uri: str, stored: Path, exported: ExportedModel, data: 
 def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedModel, record: RunRecord) -> ModelVersion:
     client, name = record.client, config.model_name
     model = patiently(_here(), lambda: _model_of_run(record, name))
-    with TemporaryDirectory(prefix="fourfold-") as folder:
+    with TemporaryDirectory(dir=exported.path.parent) as folder:  # whose name says whose it is, should this be killed
         written = Path(folder) / "model"
         flavor.save(
             exported.path,

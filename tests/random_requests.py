@@ -98,7 +98,8 @@ class Runner:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
         environment |= {
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1",
-            "PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": NOBODY_LISTENS, "COLUMNS": "120",
+            "PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": NOBODY_LISTENS,
+            "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false", "COLUMNS": "120",
             "MPLCONFIGDIR": str(folder / "matplotlib"), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         }  # fmt: skip
         with (folder / "runner.err").open("wb") as log:

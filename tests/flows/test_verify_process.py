@@ -121,15 +121,23 @@ def test_a_version_that_is_not_there_or_was_never_proved_cannot_be_promoted(
 ) -> None:
     workplace, _ = trained
     client = workplace.client
+    inside = workplace.folder / "mlruns" / "foreign"
+    inside.mkdir()
 
     def runs() -> int:
         return len(client.search_runs([one.experiment_id for one in client.search_experiments()]))
 
-    (tmp_path / "model.onnx").write_bytes(b"whatever")
     client.create_registered_model("foreign")
-    client.create_model_version("foreign", str(tmp_path))
+    for folder in (inside, tmp_path):
+        (folder / "model.onnx").write_bytes(b"whatever")
+        client.create_model_version("foreign", str(folder))
     before = runs()
-    for address, said in (("rows-mlp/99", "version=99"), ("none/1", "none"), ("foreign/1", "no golden predictions")):
+    for address, said in (
+        ("rows-mlp/99", "version=99"),
+        ("none/1", "none"),
+        ("foreign/1", "no golden predictions"),
+        ("foreign/2", "outside of the store"),
+    ):
         ended = workplace.run("--promote", f"models:/{address}", flow="verify")
         assert (ended.code, len(ended.err.splitlines())) == (2, 1)
         assert ended.err.startswith(f"verify: models:/{address}")
