@@ -91,6 +91,7 @@ def failing(names: Counter[str], times: int, *, done: bool) -> Callable[[str, Ca
 @pytest.fixture(autouse=True)
 def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "FIRST_PAUSE", 1e-6)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE", 1e-6)
 
 
 @contextmanager
