@@ -162,7 +162,7 @@ def fit_batches(
     earlier = at.seconds
     while at.epoch < epochs and not at.finished:
         if not at.batch:
-            if keeper:
+            if keeper and batches.count > 1:  # else it costs a tiny step more than the rest of the keeping
                 kept.begin_epoch()
             recorder.state(at.epoch, at.evaluations, optimizer.param_groups[0]["lr"])
         for inputs, targets in islice(batches.epoch(), at.batch, None):  # noqa: B007 - the closure reads both
