@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:1] = [str(ROOT), str(ROOT / "tests")]  # in place of this folder, where `faults` is this file
 
 from faults.harness import MOMENTS, Kill, kill, undisturbed  # noqa: E402
 from workplaces import make_prefect_home  # noqa: E402
