@@ -54,6 +54,30 @@ class Ended:
         return answer
 
 
+def at_once(script: str, *arguments: str) -> list[Ended]:
+    """Run a script in as many processes as there are arguments, one each; where it says `wait()` all go on together."""
+    wait = "import sys\ndef wait():\n    print('there', flush=True)\n    sys.stdin.readline()\n"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", wait + script, argument],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for argument in arguments
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n", process.communicate()
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=SECONDS_TO_FINISH) for process in processes]
+    return [Ended(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+
+
 @dataclass(frozen=True)
 class Workplace:
     """An empty folder to run flows in, with an MLflow store and a Prefect home inside."""

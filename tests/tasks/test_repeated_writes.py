@@ -23,6 +23,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from prefect import Task
+from workplaces import at_once
 
 from flows import train_flow as flow
 from fourfold.configuration import TrainConfig
@@ -308,30 +309,12 @@ def write(number):
         record.metrics({"final_loss": 1.0, "epochs": 50})
         record.tags({"a": "tag"})
 
-print("imported", flush=True)
-sys.stdin.readline()
+wait()
 with ThreadPoolExecutor(10) as pool:
     list(pool.map(write, range(10)))
 """
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(number)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "imported\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    ended = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 2, ended
+    ended = at_once(script, "0", "1")
+    assert [one.code for one in ended] == [0, 0], ended
     runs = store.search_runs([store.get_experiment_by_name("train").experiment_id])
     assert sorted(run.info.run_name for run in runs) == sorted(f"{p}-{n}" for p in range(2) for n in range(10))
     for run in runs:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
+from workplaces import at_once
 
 from fourfold.processes import ProcessIdentity, process_tags
 from tasks import sweep as module
@@ -180,19 +181,9 @@ class TestMlflow:
 
     def test_two_at_once_do_no_harm(self, store: MlflowClient, tmp_path: Path) -> None:
         run_ids = [opened(store, **gone()) for _ in range(3)]
-        script = "import sys\nfrom tasks.sweep import sweep\nprint('in', flush=True)\nsys.stdin.readline()\nsweep()\n"
-        both = [
-            subprocess.Popen(
-                [sys.executable, "-c", script], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )
-            for _ in range(2)
-        ]  # fmt: skip
-        for one in both:
-            assert one.stdout is not None
-            assert one.stdout.readline() == "in\n"
-        told = "".join(err for _, err in [one.communicate("\n", timeout=60) for one in both])
-        assert [one.returncode for one in both] == [0, 0]
+        both = at_once("from tasks.sweep import sweep\nwait()\nsweep()\n", "0", "1")
+        told = "".join(one.err for one in both)
+        assert [one.code for one in both] == [0, 0], told
         assert {status(store, run_id) for run_id in run_ids} == {"KILLED"}
         assert [told.count(run_id) for run_id in run_ids] == [1, 1, 1]
         assert "warning" not in told

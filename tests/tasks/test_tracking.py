@@ -3,7 +3,6 @@ import math
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
+from workplaces import at_once
 
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
@@ -124,32 +124,13 @@ class TestPlace:
     def test_two_first_runs_at_the_same_time_both_succeed(self, tmp_path: Path) -> None:
         """MLflow makes its tables on first use; the folder is empty, and both begin at one word."""
         script = (
-            "import sys\n"
             "from tasks.tracking import recorded_run\n"
-            "print('imported', flush=True)\n"
-            "sys.stdin.readline()\n"
+            "wait()\n"
             "with recorded_run('train', 'a run', {'lr': 0.1}, {}) as record:\n"
             "    record.metrics({'loss': 1.0})\n"
         )
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", script],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for _ in range(2)
-        ]
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "imported\n"
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        ended = [process.communicate(timeout=120) for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], ended
+        ended = at_once(script, "0", "1")
+        assert [one.code for one in ended] == [0, 0], ended
         client = MlflowClient(services.tracking_uri())
         runs = client.search_runs([client.get_experiment_by_name("train").experiment_id])
         assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
