@@ -6,6 +6,7 @@ The harness and its judge are those of the tests, tests/faults/harness.py. Ends 
 """
 
 import argparse
+import signal
 import statistics
 import sys
 import tempfile
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=100)
     asked = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
     kills: list[Kill] = []
     faults: list[str] = []
     started = time.monotonic()

@@ -134,7 +134,7 @@ def fit_batches(
             bits as if it had never stopped.
 
     Raises:
-        RequestError: the optimizer or the scheduler refuses its options.
+        RequestError: the optimizer or the scheduler refuses its options, or the curve is too long for the memory.
         CheckpointError: what was kept is damaged, or belongs to another fit.
     """
     optimizer = config.optimizer.build(network)
@@ -257,7 +257,7 @@ def try_out(network: nn.Module, x: Tensor, y: Tensor, config: FitConfig) -> None
                 raise RequestError(
                     f"{config.scheduler.name} ends after {steps} steps; there are {config.epochs} epochs"
                 )
-        _check_memory(network, config)
+        _Recorder(network, config.epochs if config.budget is None else min(config.epochs, config.budget))
         fit(copy.deepcopy(network), x[:2], y[:2], replace(config, epochs=1, batch_size=None))
     except RequestError:
         raise
@@ -267,14 +267,6 @@ def try_out(network: nn.Module, x: Tensor, y: Tensor, config: FitConfig) -> None
         raise RequestError(
             f"{config.optimizer.name} cannot train this model: {first_line(error)}; choose another"
         ) from error
-
-
-def _check_memory(network: nn.Module, config: FitConfig) -> None:
-    epochs = config.epochs if config.budget is None else min(config.epochs, config.budget)
-    try:
-        _Recorder(network, epochs)
-    except (MemoryError, ValueError, OverflowError) as error:
-        raise RequestError(f"the curve of {epochs} epochs does not fit into memory; give fewer --epochs") from error
 
 
 def loss_of_the_mean(y: Tensor, loss: str) -> float:
@@ -480,10 +472,13 @@ class _Recorder:
         self.parameters = dict(network.named_parameters())
         self.each = sum(parameter.numel() for parameter in self.parameters.values()) <= MOST_PARAMETER_CURVES
         self.columns = tuple(self._names())
-        self._values = np.empty((epochs + 1, len(self.columns)))
-        self._loss = np.empty(epochs + 1)
-        self._lr = np.empty(epochs + 1)
-        self._evaluations = np.empty(epochs + 1, dtype=np.int64)
+        try:
+            self._values = np.empty((epochs + 1, len(self.columns)))
+            self._loss = np.empty(epochs + 1)
+            self._lr = np.empty(epochs + 1)
+            self._evaluations = np.empty(epochs + 1, dtype=np.int64)
+        except (MemoryError, ValueError, OverflowError) as error:
+            raise RequestError(f"the curve of {epochs} epochs does not fit into memory; give fewer --epochs") from error
         self.rows = 0
         # On the CPU NumPy sees the memory of the parameters itself, which optimizers update in place.
         self.views = [

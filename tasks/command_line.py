@@ -13,7 +13,6 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import IO, Annotated, Any, Generic, NoReturn, Protocol, TypeVar
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -23,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fourfold.errors import FourfoldError, RequestError, is_out_of_space, visible
+from tasks import signals
 
 Config = TypeVar("Config", bound=BaseModel)
 # Options whose name is not their field's.
@@ -85,10 +85,7 @@ def read(
     # Registered first, so that it runs last, when Prefect has sent its last words: the interpreter would then
     # spend a second on freeing what the kernel frees at once.
     atexit.register(_leave)
-    # Nothing is there to be closed while the imports run, and what is imported could catch an exception.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _end_at_once)
+    signals.end_at_once()
     requests: list[Request[Config]] = []
     app = App(
         name=f"{flow}_flow.py", help=description, version_flags=(), result_action="return_value",
@@ -137,14 +134,13 @@ def run(request: Request[Config], flow: str, work: Callable[[Config], Result]) -
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     gc.enable()
-    if signal.getsignal(signal.SIGINT) == _end_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signals.become_exceptions()
     logging.raiseExceptions = request.verbose  # a log line that could not be sent fills the screen otherwise
     result: Result | None = None
     reason, code = "", 0
     try:
-        result = work(request.config)
+        with signals.uncovered():
+            result = work(request.config)
     except Exception as error:
         result = getattr(error, "result", None)
         reason, code = _one_line(error), getattr(error, "exit_code", 1)
@@ -152,14 +148,12 @@ def run(request: Request[Config], flow: str, work: Callable[[Config], Result]) -
             print(*map(visible, traceback.format_exc().splitlines()), sep="\n", file=sys.stderr)
         elif not isinstance(error, FourfoldError) and not is_out_of_space(error):
             reason += "; --verbose shows where"
-    except (KeyboardInterrupt, SystemExit) as error:  # Ctrl-C, and the handler above
+    except (KeyboardInterrupt, SystemExit) as error:  # Ctrl-C and SIGTERM
         result = getattr(error, "result", None)
         reason, code = "interrupted", getattr(error, "code", 128 + signal.SIGINT)
         if not isinstance(code, int) or not code:  # asked for by code of the user's own
             reason, code = f"something in the run asked to exit: {code}", 1
-    # The work has ended, and how is known: a signal could only spoil the telling.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signals.are_ignored()
     with contextlib.suppress(BrokenPipeError):  # a reader that left early is no fault of the run
         if result is not None:
             _print_tables(result, sys.stderr if request.json else sys.stdout)
@@ -245,8 +239,3 @@ def option_of(field: str) -> str:
     """The option that sets a field."""
     name = field.replace("_", "-")
     return f"--{_SPELLINGS.get(name, name)}"
-
-
-def _end_at_once(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"interrupted\n")  # a print could stand in the middle of another
-    os._exit(128 + number)

@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 
 from fourfold.configuration import FlowConfig
 from fourfold.processes import temporary_folder
+from tasks import signals
 from tasks.prefect_client import without_mark
 from tasks.reporting import Table, publish
 from tasks.sweep import sweep
@@ -94,6 +95,7 @@ class FlowResult(ABC):
                 recorded_run(experiment, self.config.title, self.config.parameters, tags, self.resumed)
             )
             self.run_id, self.url = record.run_id, record.url
+            stack.enter_context(signals.uncovered())
             yield record, folder
 
     @contextmanager

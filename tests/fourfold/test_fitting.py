@@ -576,6 +576,12 @@ class TestTrial:
             fit(seeded(), X, Y, config)
 
 
+@pytest.mark.parametrize("epochs", [10**15, 2**63, 2**64])
+def test_a_curve_that_no_memory_holds_is_refused_also_without_a_trial(epochs: int) -> None:
+    with pytest.raises(RequestError, match=f"the curve of {epochs} epochs does not fit into memory"):
+        fit(LinearRegression(1, 1), X, Y, FitConfig(OptimizerConfig("SGD", 0.01), epochs=epochs))
+
+
 def test_a_rate_that_grows_beyond_the_numbers_ends_the_fit_in_one_sentence() -> None:
     config = plan(epochs=5, scheduler=SchedulerConfig("ExponentialLR", {"gamma": 1e300}))
     with pytest.raises(ScheduleError, match=r"ExponentialLR gives a learning rate of 1e\+298"):

@@ -1,0 +1,64 @@
+"""Ctrl-C and SIGTERM: how they end the process, from its first line to its last. Light to import."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_raised: list[int] = []
+
+
+def end_at_once() -> None:
+    """Let them end the process: while the imports run nothing is there to be closed, and these catch exceptions."""
+    _handle(_end)
+
+
+def become_exceptions() -> None:
+    """Let them raise KeyboardInterrupt and SystemExit from here on."""
+    _raised.clear()
+    _handle(_raise)
+
+
+def are_ignored() -> None:
+    """Let them do nothing: the work has ended, and how is known; a signal could only spoil the telling."""
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def uncovered() -> Iterator[None]:
+    """Let an interrupt leave the block as what it was, where a library raised an exception of its own on its way."""
+    try:
+        yield
+    except Exception as error:
+        if _raised:
+            raise _interrupt(_raised[0]) from error
+        raise
+
+
+def raise_again() -> None:
+    """Raise an interrupt once more that was lost: Python drops what is raised in a callback of its garbage."""
+    if _raised:
+        raise _interrupt(_raised[0])
+
+
+def _handle(handler: object) -> None:
+    for number in NUMBERS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # a process in the background may be started so
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")  # a print could stand in the middle of another
+    os._exit(128 + number)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    _raised.append(number)
+    raise _interrupt(number)
+
+
+def _interrupt(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)

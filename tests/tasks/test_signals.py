@@ -1,0 +1,77 @@
+"""Ctrl-C and SIGTERM are what they are, whatever a library makes of them."""
+
+import contextlib
+import signal
+import sys
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from tasks import signals
+from tasks.steps import step
+
+SIGNALS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in signals.NUMBERS}
+    signals.become_exceptions()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signals._raised.clear()
+
+
+def covered(number: signal.Signals) -> None:
+    """What a library does that closes something of its own, and cannot."""
+    try:
+        signal.raise_signal(number)
+    finally:
+        raise ValueError("it was not open")
+
+
+@pytest.mark.parametrize(("number", "kind"), SIGNALS)
+def test_one_that_another_exception_covers_leaves_as_itself(number: signal.Signals, kind: type[BaseException]) -> None:
+    with pytest.raises(kind) as ended, signals.uncovered():
+        covered(number)
+    assert getattr(ended.value, "code", 128 + number) == 128 + number
+    assert isinstance(ended.value.__cause__, ValueError)
+
+
+def test_an_exception_without_one_stays() -> None:
+    with pytest.raises(ValueError, match="by itself"), signals.uncovered():
+        raise ValueError("by itself")
+
+
+def test_one_that_is_lost_ends_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Garbage:
+        pass
+
+    done: list[str] = []
+    first, second = (step(name=name)(lambda name=name: done.append(name)).fn for name in ("first", "second"))
+    first()
+    garbage = Garbage()
+    reference = weakref.ref(garbage, lambda _: signal.raise_signal(signal.SIGINT))
+    dropped: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda fault: dropped.append(fault.exc_type))
+    del garbage  # Python drops what the callback raises
+    assert (reference(), dropped) == (None, [KeyboardInterrupt])
+    with pytest.raises(KeyboardInterrupt):
+        second()
+    assert done == ["first"]
+
+
+def test_the_next_work_of_the_same_process_begins_anew() -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    signals.become_exceptions()
+    signals.raise_again()
+
+
+def test_what_a_process_was_started_to_ignore_it_ignores() -> None:
+    signals.are_ignored()
+    signals.become_exceptions()
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
