@@ -120,7 +120,13 @@ def remove_left_parts(path: Path) -> None:
         if name.startswith(_of(path)) and name.endswith(".part"):
             owner = ProcessIdentity.read(name.removeprefix(_of(path)).rpartition("-")[0])
             if owner and owner.is_gone():
-                part.unlink(missing_ok=True)
+                remove_part(part)
+
+
+def remove_part(part: Path) -> None:
+    """Remove a file that was not finished, and the journal of one that is a SQLite database."""
+    part.with_name(f"{part.name}-journal").unlink(missing_ok=True)
+    part.unlink(missing_ok=True)
 
 
 def _of(path: Path) -> str:

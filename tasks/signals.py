@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+SECONDS_TO_RAISE_AGAIN = 0.01
 _raised: list[int] = []
 
 
@@ -19,10 +21,22 @@ def become_exceptions() -> None:
     """Let them raise KeyboardInterrupt and SystemExit from here on."""
     _raised.clear()
     _handle(_raise)
+    tell = sys.unraisablehook
+
+    def raise_soon(lost: "sys.UnraisableHookArgs") -> None:
+        # Python drops what is raised while a callback of its garbage runs.
+        if _raised and issubclass(lost.exc_type, (KeyboardInterrupt, SystemExit)):
+            signal.signal(signal.SIGALRM, lambda *_: raise_again())
+            signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_RAISE_AGAIN)
+        else:
+            tell(lost)
+
+    sys.unraisablehook = raise_soon
 
 
 def are_ignored() -> None:
     """Let them do nothing: the work has ended, and how is known; a signal could only spoil the telling."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -39,7 +53,7 @@ def uncovered() -> Iterator[None]:
 
 
 def raise_again() -> None:
-    """Raise an interrupt once more that was lost: Python drops what is raised in a callback of its garbage."""
+    """Raise an interrupt once more that was lost on its way."""
     if _raised:
         raise _interrupt(_raised[0])
 

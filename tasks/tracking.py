@@ -25,10 +25,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
+from fourfold.durable import put_in_place
 from fourfold.errors import ServiceError, first_line
-from fourfold.processes import process_tags
+from fourfold.processes import part_of, process_tags, remove_left_parts, remove_part
 from tasks import services
 from tasks.patience import SECONDS_OF_A_REQUEST, PatientClient, hurry, patiently, store_name
 
@@ -190,9 +192,28 @@ def store_client() -> MlflowClient:
             connection.execute("SELECT count(*) FROM sqlite_master")
         return PatientClient(uri)
 
-    # MLflow creates its tables on first use; two processes that do so at once would fail.
-    with services.store_lock("runs"):
+    with services.store_lock("runs"):  # of two processes that make the tables at once one would fail
+        if not database.exists() or not database.stat().st_size:
+            _make_tables(database)
         return patiently(store_name(uri), connect)
+
+
+def _make_tables(database: Path) -> None:
+    """Make MLflow's tables, in a file that gets its name when it has them all.
+
+    MLflow would make them at its first use, and could neither go on nor begin anew where that was cut short.
+    """
+    remove_left_parts(database)
+    part = part_of(database)
+    try:
+        engine = create_sqlalchemy_engine(f"sqlite:///{part}")  # type: ignore[no-untyped-call]
+        try:
+            _initialize_tables(engine)  # type: ignore[no-untyped-call]
+        finally:
+            engine.dispose()
+        put_in_place(part, database)
+    finally:
+        remove_part(part)
 
 
 def json_ready(value: Any) -> Any:

@@ -232,11 +232,11 @@ def faults_of(attempt: Attempt, how: signal.Signals, seconds: float, err: str) -
     if seconds > SECONDS_TO_END:
         yield f"it took {seconds:.1f} s to end"
     if "Traceback" in err:
-        yield f"it showed a traceback: {err.strip()[-500:]}"
+        yield f"it showed a traceback: {err.strip()[:1500]}"
     with database(attempt.workplace.folder / "mlflow.db") as rows:
         own = "select run_uuid from tags where key = 'process_id' and value = ?"
         if rows(f"select 1 from runs where status = 'RUNNING' and run_uuid in ({own})", str(attempt.process.pid)):
-            yield "MLflow shows it as running"
+            yield f"MLflow shows it as running: {err.strip()[-500:]}"
     # Those before may have been killed so that this one had to put them right, and did not come so far.
     if unended := set(prefect_states(attempt.workplace, since=attempt.began_at)) - ENDED:
         yield f"Prefect shows it as {unended}"

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import sys
+import time
 import weakref
 from collections.abc import Iterator
 
@@ -16,11 +17,13 @@ SIGNALS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in signals.NUMBERS}
+    before = {number: signal.getsignal(number) for number in (*signals.NUMBERS, signal.SIGALRM)}
+    hook = sys.unraisablehook
     signals.become_exceptions()
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+    sys.unraisablehook = hook
     signals._raised.clear()
 
 
@@ -45,22 +48,39 @@ def test_an_exception_without_one_stays() -> None:
         raise ValueError("by itself")
 
 
-def test_one_that_is_lost_ends_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Garbage:
-        pass
+class Garbage:
+    """Something that a weak reference can be made to."""
 
+
+def test_one_that_python_drops_is_raised_a_moment_later() -> None:
+    garbage = Garbage()
+    reference = weakref.ref(garbage, lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:  # noqa: PT012 - it is raised somewhere in this while
+        del garbage
+        for _ in range(100):
+            time.sleep(0.05)
+    assert (reference(), ended.value.code) == (None, 128 + signal.SIGTERM)
+
+
+def test_one_that_a_library_drops_ends_the_next_step() -> None:
     done: list[str] = []
     first, second = (step(name=name)(lambda name=name: done.append(name)).fn for name in ("first", "second"))
     first()
-    garbage = Garbage()
-    reference = weakref.ref(garbage, lambda _: signal.raise_signal(signal.SIGINT))
-    dropped: list[type[BaseException]] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda fault: dropped.append(fault.exc_type))
-    del garbage  # Python drops what the callback raises
-    assert (reference(), dropped) == (None, [KeyboardInterrupt])
+    with contextlib.suppress(BaseException):
+        signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         second()
     assert done == ["first"]
+
+
+def test_other_faults_that_python_drops_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: told.append(lost.exc_type))
+    signals.become_exceptions()
+    garbage = Garbage()
+    reference = weakref.ref(garbage, lambda _: 1 / 0)
+    del garbage
+    assert (reference(), told) == (None, [ZeroDivisionError])
 
 
 def test_the_next_work_of_the_same_process_begins_anew() -> None:

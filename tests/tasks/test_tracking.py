@@ -3,6 +3,8 @@ import math
 import os
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from workplaces import at_once
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
 from tasks import services
-from tasks.tracking import MOST_CURVE_POINTS, RunRecord, metric_key, recorded_run
+from tasks.tracking import MOST_CURVE_POINTS, RunRecord, metric_key, recorded_run, store_client
 
 
 def only_run(client: MlflowClient) -> Run:
@@ -120,6 +122,17 @@ class TestPlace:
 
     def test_a_page_in_mlflow_is_named(self, record: RunRecord) -> None:
         assert record.url == f"http://127.0.0.1:5000/#/experiments/{record.experiment_id}/runs/{record.run_id}"
+
+    def test_a_first_use_that_is_killed_while_the_tables_are_made_stands_in_nobodys_way(self, tmp_path: Path) -> None:
+        script = "from tasks.tracking import store_client; store_client()"
+        with subprocess.Popen([sys.executable, "-c", script]) as process:
+            while not (parts := list(tmp_path.glob(".*.part"))) or not parts[0].stat().st_size:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.kill()
+        assert not (tmp_path / "mlflow.db").exists()
+        assert len(store_client().search_experiments()) == 1
+        assert [path.name for path in tmp_path.iterdir() if path.name != "mlruns"] == ["mlflow.db"]
 
     def test_two_first_runs_at_the_same_time_both_succeed(self, tmp_path: Path) -> None:
         """MLflow makes its tables on first use; the folder is empty, and both begin at one word."""
