@@ -524,6 +524,13 @@ def test_ctrl_c_ends_a_process_with_130_and_one_line() -> None:
     assert (child.returncode, err) == (130, "train: interrupted\n")
 
 
+def test_ctrl_c_that_a_library_covers_ends_a_process_with_130_all_the_same() -> None:
+    work = "try: signal.raise_signal(signal.SIGINT)\n    finally: raise ValueError('it was not open')"
+    child = process(f"import signal\n    {work}")
+    _, err = child.communicate(timeout=60)
+    assert (child.returncode, err) == (130, "train: interrupted\n")
+
+
 def test_ctrl_c_during_the_imports_ends_with_130_and_one_line() -> None:
     script = (
         "import sys, time\n"

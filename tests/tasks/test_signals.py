@@ -8,9 +8,12 @@ import weakref
 from collections.abc import Iterator
 
 import pytest
+from mlflow import MlflowClient
 
+from fourfold.configuration import TrainConfig
 from tasks import signals
 from tasks.steps import step
+from tasks.train_result import TrainResult
 
 SIGNALS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 
@@ -41,6 +44,16 @@ def test_one_that_another_exception_covers_leaves_as_itself(number: signal.Signa
         covered(number)
     assert getattr(ended.value, "code", 128 + number) == 128 + number
     assert isinstance(ended.value.__cause__, ValueError)
+
+
+@pytest.mark.parametrize(("number", "kind"), SIGNALS)
+def test_the_run_that_it_ends_is_killed(number: signal.Signals, kind: type[BaseException], store: MlflowClient) -> None:
+    result = TrainResult(TrainConfig())
+    with pytest.raises(kind), result.recorded():
+        covered(number)
+    assert result.run_id is not None
+    run = store.get_run(result.run_id)
+    assert (run.info.status, run.data.tags["outcome"]) == ("KILLED", "killed")
 
 
 def test_an_exception_without_one_stays() -> None:
