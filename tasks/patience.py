@@ -15,7 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from fourfold.errors import ServiceError, first_line
-from tasks import services
+from tasks import services, signals
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0  # seconds between two tries
 # MLflow lets SQLite wait for a lock for 20 s, in C, where no signal is heard: the longer waiting is done here.
@@ -111,9 +111,13 @@ def _again_and_again(what: str, work: Callable[[], Answer]) -> Answer:
     began, pause, told = time.monotonic(), FIRST_PAUSE, False
     hurried = _limit.get()
     limit = began + services.seconds_to_wait() if hurried is None else hurried
+    # SQLAlchemy leaves the cursor of a write that is interrupted in some frame, and with it SQLite's lock: the run
+    # could not even be closed. A write to a file is short.
+    whole = signals.held_back if services.sqlite_file(services.tracking_uri()) else contextlib.nullcontext
     while True:
         try:
-            answer = work()
+            with whole():
+                answer = work()
             break
         except Exception as error:
             if not may_pass(error):

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,6 +11,8 @@ from types import FrameType
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 SECONDS_TO_RAISE_AGAIN = 0.01
 _raised: list[int] = []
+_waiting: list[int] = []  # at most one
+_blocks: list[None] = []  # that hold it back, one inside the other
 
 
 def end_at_once() -> None:
@@ -20,6 +23,7 @@ def end_at_once() -> None:
 def become_exceptions() -> None:
     """Let them raise KeyboardInterrupt and SystemExit from here on."""
     _raised.clear()
+    _waiting.clear()
     _handle(_raise)
     tell = sys.unraisablehook
 
@@ -39,6 +43,21 @@ def are_ignored() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Let an interrupt wait for the end of a block that is short, and must not be left in the middle."""
+    if threading.current_thread() is not threading.main_thread():  # the others hear none
+        yield
+        return
+    _blocks.append(None)
+    try:
+        yield
+    finally:
+        _blocks.pop()
+        if not _blocks and _waiting:
+            _raise(_waiting.pop(), None)
 
 
 @contextmanager
@@ -70,6 +89,9 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
+    if _blocks:
+        _waiting[:] = [number]
+        return
     _raised.append(number)
     raise _interrupt(number)
 

@@ -155,6 +155,7 @@ def closing(record: RunRecord) -> Iterator[RunRecord]:
     """
     try:
         yield record
+        record.finish("FINISHED", "completed")
     except Exception as error:
         with _left_open_at_worst(record), hurry(SECONDS_TO_LEAVE) if isinstance(error, ServiceError) else nullcontext():
             record.finish("FAILED", type(error).__name__.removesuffix("Error").lower(), str(error))
@@ -163,7 +164,6 @@ def closing(record: RunRecord) -> Iterator[RunRecord]:
         with _left_open_at_worst(record), hurry(SECONDS_TO_LEAVE):
             record.finish("KILLED", "killed", type(error).__name__)
         raise
-    record.finish("FINISHED", "completed")
 
 
 def owner_tags() -> dict[str, str]:

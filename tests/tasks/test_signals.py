@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from fourfold.configuration import TrainConfig
 from tasks import signals
+from tasks.patience import patiently
 from tasks.steps import step
 from tasks.train_result import TrainResult
 
@@ -84,6 +85,30 @@ def test_one_that_a_library_drops_ends_the_next_step() -> None:
     with pytest.raises(KeyboardInterrupt):
         second()
     assert done == ["first"]
+
+
+def test_one_waits_for_the_end_of_a_write_to_a_file_and_of_those_around_it() -> None:
+    done: list[str] = []
+
+    def write() -> None:
+        signal.raise_signal(signal.SIGINT)
+        done.append("inside")
+
+    def write_all() -> None:
+        patiently("a store", write)
+        done.append("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        patiently("a store", write_all)
+    assert done == ["inside", "whole"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_one_is_heard_at_once_by_a_write_to_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(KeyboardInterrupt):
+        patiently("a server", lambda: signal.raise_signal(signal.SIGINT) or pytest.fail("it went on"))
 
 
 def test_other_faults_that_python_drops_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,21 @@ class TestStatus:
         assert run.info.end_time is not None
         assert "reason" not in run.data.tags
 
+    def test_one_that_is_interrupted_while_it_is_closed_is_killed(
+        self, store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        interrupts, real = [KeyboardInterrupt()], MlflowClient.set_terminated
+
+        def set_terminated(*arguments: Any) -> None:
+            if interrupts:
+                raise interrupts.pop()
+            real(*arguments)
+
+        monkeypatch.setattr(MlflowClient, "set_terminated", set_terminated)
+        with pytest.raises(KeyboardInterrupt), recorded_run("train", "a run", {}, {}):
+            pass
+        assert only_run(store).info.status == "KILLED"
+
     @pytest.mark.parametrize(
         ("error", "status", "outcome", "reason"),
         [
