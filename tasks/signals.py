@@ -30,7 +30,7 @@ def become_exceptions() -> None:
     def raise_soon(lost: "sys.UnraisableHookArgs") -> None:
         # Python drops what is raised while a callback of its garbage runs.
         if _raised and issubclass(lost.exc_type, (KeyboardInterrupt, SystemExit)):
-            signal.signal(signal.SIGALRM, lambda *_: raise_again())
+            signal.signal(signal.SIGALRM, lambda *_: _raise(_raised[0], None))
             signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_RAISE_AGAIN)
         else:
             tell(lost)
