@@ -62,12 +62,9 @@ class PrefectServer:
     @classmethod
     def begin(cls) -> "PrefectServer":
         """Choose the address, and where nothing answers start to boot a server, without waiting for it."""
-        address = os.environ.get("PREFECT_API_URL") or _address_of_profile()
+        address = prefect_address()
         if address:
             return cls(address)
-        if _answers(f"{PREFECT_DEFAULT_API}/health", seconds=1):
-            os.environ["PREFECT_API_URL"] = PREFECT_DEFAULT_API
-            return cls(PREFECT_DEFAULT_API)
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         api_url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server; it has no name to be left behind
@@ -115,11 +112,7 @@ class PrefectServer:
 
         process = self._process
         if process is None:
-            if not _answers(f"{self.api_url}/health", seconds=SECONDS_TO_ANSWER):
-                raise RequestError(
-                    f"PREFECT_API_URL={self.api_url} does not answer; start that server, or unset it for a server "
-                    "that lives as long as the run"
-                )
+            check_prefect(self.api_url)
             with patient_client(self.api_url, seconds_to_wait()):
                 yield
             return
@@ -135,6 +128,15 @@ class PrefectServer:
         ):
             yield
 
+    def check_stays(self, option: str) -> None:
+        """Raise RequestError where there is no server that outlives this process, for an option that needs one."""
+        if self._process is not None:
+            raise RequestError(
+                f"{option} needs a Prefect server that stays, since none of a run's own keeps a schedule; start one by "
+                "prefect server start, or name one in PREFECT_API_URL"
+            )
+        check_prefect(self.api_url)
+
     @property
     def process_id(self) -> int | None:
         """Of the server that this process started, if it did."""
@@ -147,6 +149,33 @@ class PrefectServer:
         # After the reason uvicorn ends with a SystemExit that says nothing.
         reasons = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
         return (reasons or lines or ["it gave no reason"])[-1]
+
+
+def prefect_address() -> str | None:
+    """The address of the Prefect server that is there without us: asked for, or at Prefect's default; else None."""
+    address = os.environ.get("PREFECT_API_URL") or _address_of_profile()
+    if not address and _answers(f"{PREFECT_DEFAULT_API}/health", seconds=1):
+        address = os.environ["PREFECT_API_URL"] = PREFECT_DEFAULT_API
+    return address or None
+
+
+def check_prefect(address: str) -> None:
+    """Raise RequestError where the Prefect server that was asked for does not answer."""
+    if not _answers(f"{address}/health", seconds=SECONDS_TO_ANSWER):
+        raise RequestError(
+            f"PREFECT_API_URL={address} does not answer; start that server, or unset it for a server that lives as "
+            "long as the run"
+        )
+
+
+def enter_project() -> dict[str, str]:
+    """Begin a run that a worker starts where its own installation lies: the pull step of prefect.yaml.
+
+    Paths in the parameters are then relative to the project's root, on each machine to its own. What the libraries
+    read when they are imported is set here, since the flow's file is loaded after it.
+    """
+    prepare_environment()
+    return {"directory": str(project_root())}
 
 
 @contextmanager
