@@ -129,6 +129,8 @@ def read(
         _refuse(str(error))
     if not requests:  # --help has been printed
         raise SystemExit(0)
+    if requests[0].serving.serve:  # its runs come and go, and their log is what there is to see
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")
     if requests[0].verbose:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = os.environ["MLFLOW_LOGGING_LEVEL"] = "INFO"
         os.environ["PREFECT_LOGGING_INTERNAL_LEVEL"] = "ERROR"

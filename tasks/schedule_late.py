@@ -7,11 +7,14 @@ follows. Without such a tag every run is made up for, as Prefect does. Runs that
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterExpectedStartTime
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.responses import OrchestrationResult
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import Abort
 from prefect.states import Cancelled
 
 from fourfold.configuration import LATE_POLICIES, duration
@@ -69,10 +72,19 @@ class LatePolicy:
         return ""
 
 
-def skipped(run: FlowRun, now: datetime, client: SyncPrefectClient) -> State | None:
-    """The state of a run that its policy skips; None where it is to begin."""
+def skip_if_late(run: FlowRun, now: datetime, client: SyncPrefectClient) -> None:
+    """End a run that its policy skips, as cancelled under the name of Skipped: it neither failed nor did its work.
+
+    Raises:
+        Abort: it was told that it is skipped; Prefect's engine then leaves quietly.
+    """
     reason = LatePolicy.of_tags(run.tags).reason_to_skip(run, now, client)
-    return Cancelled(name=SKIPPED, message=f"skipped: {reason}") if reason else None
+    if reason:
+        state = Cancelled(name=SKIPPED, message=f"skipped: {reason}")
+        told: OrchestrationResult[Any] = client.set_flow_run_state(run.id, state, force=True)
+        ended = Abort(state.message)
+        ended.state = told.state  # type: ignore[attr-defined] # by which the engine knows that it is told
+        raise ended
 
 
 def spell(moment: datetime) -> str:

@@ -1,6 +1,7 @@
 """A flow that is served: a process that stays, and runs the flow each time it is due by Prefect's schedule."""
 
 import asyncio
+import contextlib
 import signal
 import sys
 from datetime import datetime
@@ -52,11 +53,17 @@ def serve(flow: Flow[..., Any], config: FlowConfig, asked: ServeConfig, server: 
         file=sys.stderr,
         flush=True,
     )
-    try:
-        asyncio.run(runner.start())
-    except SystemExit:  # by which the runner ends on SIGTERM
-        raise SystemExit(128 + signal.SIGTERM) from None
-    raise ServiceError(f"{full_name} is served no more: Prefect's runner ended by itself")
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(_until_told(runner))
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+async def _until_told(runner: Runner) -> None:
+    """Serve until Ctrl-C or SIGTERM, which both end the runner in an orderly way; its own handler does not."""
+    serving = asyncio.create_task(runner.start())
+    await asyncio.sleep(0)  # in which it sets that handler
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
+    await serving
 
 
 def schedule_of(asked: ServeConfig) -> Schedule:

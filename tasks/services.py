@@ -30,15 +30,18 @@ REQUEST = "request.json"  # what a run was asked for, beside its checkpoints
 SECONDS_TO_WAIT = "FOURFOLD_SECONDS_TO_WAIT"
 SECONDS_OF_SILENCE = 15  # after which a wait is explained
 
-# Offline by default, and on the terminal only what a person needs: what the libraries log goes to their servers.
-_QUIET = {
+# Offline by default.
+_OFFLINE = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+# On the terminal only what a person needs: what the libraries log goes to their servers.
+_QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "GIT_PYTHON_REFRESH": "quiet",
 }
 
 
@@ -172,9 +175,9 @@ def enter_project() -> dict[str, str]:
     """Begin a run that a worker starts where its own installation lies: the pull step of prefect.yaml.
 
     Paths in the parameters are then relative to the project's root, on each machine to its own. What the libraries
-    read when they are imported is set here, since the flow's file is loaded after it.
+    read when they are imported is set here, since the flow's file is loaded after it; a worker's log stays as it is.
     """
-    prepare_environment()
+    prepare_environment(quiet=False)
     return {"directory": str(project_root())}
 
 
@@ -190,9 +193,9 @@ def told_after(seconds: float, line: str) -> Iterator[None]:
         timer.cancel()
 
 
-def prepare_environment() -> None:
+def prepare_environment(*, quiet: bool = True) -> None:
     """Set what the libraries read when they are imported; what the user has set stays."""
-    for name, value in _QUIET.items():
+    for name, value in (_OFFLINE | _QUIET if quiet else _OFFLINE).items():
         os.environ.setdefault(name, value)
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri()
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
 from fourfold.configuration import FlowConfig
@@ -20,7 +20,7 @@ from fourfold.processes import ProcessIdentity
 from tasks import command_line, services
 from tasks.command_line import Request
 from tasks.prefect_client import MARK, be_patient
-from tasks.schedule_late import skipped
+from tasks.schedule_late import skip_if_late
 from tasks.schedule_serve import serve
 
 P = ParamSpec("P")
@@ -60,24 +60,20 @@ class Checks:
         return found if isinstance(found, type(config)) else config
 
 
-def prepared(
-    check: Check, meanwhile: Check = lambda config: None
-) -> Callable[[Callable[P, R]], Callable[P, R | State]]:
+def prepared(check: Check, meanwhile: Check = lambda config: None) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let the runs that Prefect gives to a worker begin as those that are typed do, which it leaves alone."""
     checks = Checks(check, meanwhile)
 
-    def decorate(work: Callable[P, R]) -> Callable[P, R | State]:
+    def decorate(work: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(work)
-        def begin(*arguments: P.args, **parameters: P.kwargs) -> R | State:
+        def begin(*arguments: P.args, **parameters: P.kwargs) -> R:
             context = FlowRunContext.get()
             if context is None or context.flow_run is None or context.flow_run.deployment_id is None:
                 return work(*arguments, **parameters)
             assert isinstance(context.client, SyncPrefectClient), "no flow of ours is asynchronous"
-            state = _begin_deployed(context.flow_run, context.client)
-            if state is None:
-                checks.whole(parameters["config"])  # type: ignore[type-var]
-                return work(*arguments, **parameters)
-            return state
+            _begin_deployed(context.flow_run, context.client)
+            checks.whole((context.parameters or {})["config"])
+            return work(*arguments, **parameters)
 
         begin.checks = checks  # type: ignore[attr-defined]
         return begin
@@ -101,12 +97,10 @@ def typed(request: Request[Config], flow: Flow[..., Any], server: services.Prefe
     command_line.run(request, flow.name, work)
 
 
-def _begin_deployed(run: FlowRun, client: SyncPrefectClient) -> State | None:
-    """Do for a deployed run what the command line does for a typed one; gives the state of one that is skipped."""
-    services.prepare_environment()
+def _begin_deployed(run: FlowRun, client: SyncPrefectClient) -> None:
+    """Do for a deployed run what the command line does for a typed one; one that its policy skips ends here."""
+    services.prepare_environment(quiet=False)
     be_patient(client, str(client.api_url), services.seconds_to_wait())
-    state = skipped(run, datetime.now(UTC), client)
-    if state is None:
-        # By this a later start can tell that the run's process is gone, where its worker went as well.
-        client.update_flow_run(run.id, tags=[*run.tags, f"{MARK}{ProcessIdentity.own().spelled}"])
-    return state
+    skip_if_late(run, datetime.now(UTC), client)
+    # By this a later start can tell that the run's process is gone, where its worker went as well.
+    client.update_flow_run(run.id, tags=[*run.tags, f"{MARK}{ProcessIdentity.own().spelled}"])
