@@ -546,6 +546,18 @@ class VerifyConfig(FlowConfig):
         return f"{'promote' if self.promote else 'verify'} {self.address}"
 
 
+class PreflightConfig(BaseModel):
+    """Which deployments are asked about."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    deployment: Annotated[
+        Names,
+        RUN,
+        Field(description="deployment to ask about, as train/train-nightly; repeat it (default: all of fourfold's)"),
+    ] = ()
+
+
 SERVING = Parameter(group=Group("Serve", sort_key=8))
 LATE_POLICIES = "skip-30min (or another time in s, min, h or d), or latest-only"
 _UNITS = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterExpectedStartTime
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import OrchestrationResult
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import Abort
@@ -60,6 +60,12 @@ class LatePolicy:
             raise RequestError(f"tag {found[0]} is no policy for late runs; give {TAG}{LATE_POLICIES}")
         return cls(limit=limit)
 
+    def in_words(self) -> str:
+        """What becomes of a late run."""
+        if self.limit is not None:
+            return f"skipped later than {self.limit} after they were due"
+        return "the latest alone is made up for" if self.latest_only else "all are made up for"
+
     def reason_to_skip(self, run: FlowRun, now: datetime, client: SyncPrefectClient) -> str:
         """Why a run is not to begin now; empty where it is."""
         due = run.expected_start_time
@@ -80,7 +86,7 @@ def skip_if_late(run: FlowRun, now: datetime, client: SyncPrefectClient) -> None
     """
     reason = LatePolicy.of_tags(run.tags).reason_to_skip(run, now, client)
     if reason:
-        state = Cancelled(name=SKIPPED, message=f"skipped: {reason}")
+        state: State[Any] = Cancelled(name=SKIPPED, message=f"skipped: {reason}")
         told: OrchestrationResult[Any] = client.set_flow_run_state(run.id, state, force=True)
         ended = Abort(state.message)
         ended.state = told.state  # type: ignore[attr-defined] # by which the engine knows that it is told

@@ -5,6 +5,7 @@ import contextlib
 import signal
 import sys
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn
 from zoneinfo import ZoneInfo
 
@@ -42,6 +43,7 @@ def serve(flow: Flow[..., Any], config: FlowConfig, asked: ServeConfig, server: 
         parameters={"config": config.model_dump(mode="json", exclude_unset=True)},
         tags=[OURS, *([f"{TAG}{asked.late}"] if asked.late else [])],
     )
+    deployment._path = str(Path.cwd())  # in which it runs, and a preflight looks from there
     runner = Runner(name=asked.name, pause_on_shutdown=False)
     full_name = f"{flow.name}/{asked.name}"
     try:
