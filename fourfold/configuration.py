@@ -164,9 +164,9 @@ class ProblemConfig(FlowConfig):
     ] = True
     hidden: Annotated[
         tuple[Annotated[int, Field(ge=1, lt=2**31)], ...],
+        Field(min_length=1, description="units of each hidden layer of the mlp, as 32,32"),
         BeforeValidator(_split_commas),
         MODEL,
-        Field(min_length=1, description="units of each hidden layer of the mlp, as 32,32"),
     ] = (32, 32)
     activation: Annotated[
         Literal["tanh", "relu", "sigmoid", "silu", "softsign"],
@@ -348,12 +348,12 @@ class CompareConfig(ProblemConfig):
 
     optimizers: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],
-        BeforeValidator(_split_names),
-        COMPARISON,
         Field(
             min_length=1,
             description="any of torch.optim, with options as SGD:momentum=0.9, separated by commas; or all",
         ),
+        BeforeValidator(_split_names),
+        COMPARISON,
     ] = EIGHT
     budget: Annotated[int, COMPARISON, Field(ge=1, description="gradient evaluations of each training")] = 200
     learning_rates: Annotated[
