@@ -1,7 +1,6 @@
 """A flow that is served: a process that stays, and runs the flow each time it is due by Prefect's schedule."""
 
 import asyncio
-import contextlib
 import signal
 import sys
 from datetime import datetime
@@ -55,9 +54,14 @@ def serve(flow: Flow[..., Any], config: FlowConfig, asked: ServeConfig, server: 
         file=sys.stderr,
         flush=True,
     )
-    with contextlib.suppress(asyncio.CancelledError):
+    try:
         asyncio.run(_until_told(runner))
-    raise SystemExit(128 + signal.SIGTERM)
+        reason = "Prefect's runner ended by itself"
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except Exception as error:  # of any kind, or a group of them: the server was away for too long, say
+        reason = first_line(error)
+    raise ServiceError(f"{full_name} is served no more: {reason}; is Prefect's server at {server.api_url} there?")
 
 
 async def _until_told(runner: Runner) -> None:

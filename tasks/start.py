@@ -21,7 +21,6 @@ from tasks import command_line, services
 from tasks.command_line import Request
 from tasks.prefect_client import MARK, be_patient
 from tasks.schedule_late import skip_if_late
-from tasks.schedule_serve import serve
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,6 +86,8 @@ def typed(request: Request[Config], flow: Flow[..., Any], server: services.Prefe
 
     def work(config: Config) -> Any:
         if request.serving.serve:
+            from tasks.schedule_serve import serve  # Prefect's runner takes a tenth of a second to import
+
             serve(flow, checks.whole(config), request.serving, server)
         config = checks.quick(config)
         server.release()
