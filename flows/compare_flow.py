@@ -18,10 +18,12 @@ from tasks.compare import check_comparison, pose, train_members
 from tasks.compare_result import CompareResult
 from tasks.keep_comparison import check_result, keep_pictures, keep_table
 from tasks.make_data import make_data
+from tasks.start import prepared, typed
 from tasks.train_result import TrainResult
 
 
 @flow(name="compare", flow_run_name="{config.title}")
+@prepared(check_comparison)
 def compare_flow(config: CompareConfig = CompareConfig()) -> CompareResult:
     """Train every optimizer at every learning rate from every seed, and each one's best once more through the gate."""
     entrants = check_comparison(config)
@@ -49,12 +51,4 @@ def compare_flow(config: CompareConfig = CompareConfig()) -> CompareResult:
 
 
 if __name__ == "__main__":
-
-    def work(config: CompareConfig) -> CompareResult:
-        """Check the request, and run the flow once the server answers."""
-        check_comparison(config)
-        server.release()
-        with server.ready():
-            return compare_flow(config)
-
-    command_line.run(request, "compare", work)
+    typed(request, compare_flow, server)

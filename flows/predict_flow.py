@@ -13,9 +13,11 @@ from prefect import flow
 
 from tasks.predict import predict, prepare
 from tasks.predict_result import PredictResult
+from tasks.start import prepared, typed
 
 
 @flow(name="predict", flow_run_name="{config.title}")
+@prepared(prepare)
 def predict_flow(config: PredictConfig) -> PredictResult:
     """Predict rows or points, write them, and compare them with the training's; each run is recorded in MLflow."""
     result = PredictResult(config)
@@ -26,13 +28,4 @@ def predict_flow(config: PredictConfig) -> PredictResult:
 
 
 if __name__ == "__main__":
-
-    def work(config: PredictConfig) -> PredictResult:
-        """Check the request, and run the flow once the server answers."""
-        services.check_tracking()
-        prepare(config)
-        server.release()
-        with server.ready():
-            return predict_flow(config)
-
-    command_line.run(request, "predict", work)
+    typed(request, predict_flow, server)

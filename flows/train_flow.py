@@ -22,6 +22,7 @@ from tasks.picture import drawing
 from tasks.register import register
 from tasks.request import check, check_optimizer
 from tasks.resume import Place, asked_again
+from tasks.start import prepared, typed
 from tasks.tracking import RunRecord
 from tasks.train import advice, settle, train
 from tasks.train_result import TrainResult
@@ -29,6 +30,7 @@ from tasks.verify_onnx import verify_onnx
 
 
 @flow(name="train", flow_run_name="{config.title}")
+@prepared(check, check_optimizer)
 def train_flow(config: TrainConfig = TrainConfig()) -> TrainResult:
     """Train, evaluate, export, verify and register one model; each run is recorded in MLflow."""
     return train_into(TrainResult(settle(asked_again(config))))
@@ -61,13 +63,4 @@ def train_into(result: TrainResult, parent: RunRecord | None = None) -> TrainRes
 
 
 if __name__ == "__main__":
-
-    def work(config: TrainConfig) -> TrainResult:
-        """Check the request, and run the flow once the server answers."""
-        config = check(config)
-        server.release()
-        check_optimizer(config)  # takes a second, in which the server gets ready
-        with server.ready():
-            return train_flow(config)
-
-    command_line.run(request, "train", work)
+    typed(request, train_flow, server)

@@ -15,10 +15,12 @@ from fourfold.configuration import TrainConfig
 from models.levels import LEVELS
 from tasks.make_data import make_data
 from tasks.run_level import refusal, run_level
+from tasks.start import prepared, typed
 from tasks.tutorial_result import TutorialResult, draw_levels
 
 
 @flow(name="tutorial", flow_run_name="{config.title}")
+@prepared(lambda config: None)  # each that can be typed is sound
 def tutorial_flow(config: TutorialConfig = TutorialConfig()) -> TutorialResult:
     """Run the eight levels on the same rows; each is recorded in MLflow, and each network goes through the gate."""
     result = TutorialResult(config)
@@ -34,12 +36,4 @@ def tutorial_flow(config: TutorialConfig = TutorialConfig()) -> TutorialResult:
 
 
 if __name__ == "__main__":
-
-    def work(config: TutorialConfig) -> TutorialResult:
-        """Run the flow once the server answers."""
-        services.check_tracking()
-        server.release()
-        with server.ready():
-            return tutorial_flow(config)
-
-    command_line.run(request, "tutorial", work)
+    typed(request, tutorial_flow, server)

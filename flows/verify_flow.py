@@ -18,9 +18,11 @@ from fourfold.errors import ParityError
 from tasks.aliases import promote
 from tasks.find_model import find_model
 from tasks.prove_again import VerifyResult, prove
+from tasks.start import prepared, typed
 
 
 @flow(name="verify", flow_run_name="{config.title}")
+@prepared(lambda config: find_model(config.address))
 def verify_flow(config: VerifyConfig) -> VerifyResult:
     """Judge a registered model, a run's, or one in a folder by its golden predictions; recorded in MLflow."""
     result = VerifyResult(config)
@@ -35,13 +37,4 @@ def verify_flow(config: VerifyConfig) -> VerifyResult:
 
 
 if __name__ == "__main__":
-
-    def work(config: VerifyConfig) -> VerifyResult:
-        """Check the request, and run the flow once the server answers."""
-        services.check_tracking()
-        find_model(config.address)
-        server.release()
-        with server.ready():
-            return verify_flow(config)
-
-    command_line.run(request, "verify", work)
+    typed(request, verify_flow, server)

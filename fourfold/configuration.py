@@ -5,7 +5,9 @@ It holds what can be judged without torch or the data; the rest is judged where 
 """
 
 import re
+import zoneinfo
 from abc import ABC, abstractmethod
+from datetime import timedelta
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
@@ -162,9 +164,9 @@ class ProblemConfig(FlowConfig):
     ] = True
     hidden: Annotated[
         tuple[Annotated[int, Field(ge=1, lt=2**31)], ...],
+        Field(min_length=1, description="units of each hidden layer of the mlp, as 32,32"),
         BeforeValidator(_split_commas),
         MODEL,
-        Field(min_length=1, description="units of each hidden layer of the mlp, as 32,32"),
     ] = (32, 32)
     activation: Annotated[
         Literal["tanh", "relu", "sigmoid", "silu", "softsign"],
@@ -346,12 +348,12 @@ class CompareConfig(ProblemConfig):
 
     optimizers: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],
-        BeforeValidator(_split_names),
-        COMPARISON,
         Field(
             min_length=1,
             description="any of torch.optim, with options as SGD:momentum=0.9, separated by commas; or all",
         ),
+        BeforeValidator(_split_names),
+        COMPARISON,
     ] = EIGHT
     budget: Annotated[int, COMPARISON, Field(ge=1, description="gradient evaluations of each training")] = 200
     learning_rates: Annotated[
@@ -542,3 +544,96 @@ class VerifyConfig(FlowConfig):
     def title(self) -> str:
         """A name for the run that tells it from its neighbours."""
         return f"{'promote' if self.promote else 'verify'} {self.address}"
+
+
+class PreflightConfig(BaseModel):
+    """Which deployments are asked about."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    deployment: Annotated[
+        Names,
+        RUN,
+        Field(description="deployment to ask about, as train/train-nightly; repeat it (default: all of fourfold's)"),
+    ] = ()
+
+
+SERVING = Parameter(group=Group("Serve", sort_key=8))
+LATE_POLICIES = "skip-30min (or another time in s, min, h or d), or latest-only"
+_UNITS = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
+
+
+def duration(text: str) -> timedelta:
+    """Read `30s`, `15min`, `1h` or `1d`, and a bare number as seconds; raises ValueError where it is none of these."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})(s|min|h|d)?", text)
+    if found is None:
+        raise ValueError("should be a number and s, min, h or d, as 30s, 15min, 1h or 1d")
+    return timedelta(**{_UNITS[found[2] or "s"]: int(found[1])})
+
+
+def _check_duration(text: str) -> str:
+    duration(text)
+    return text
+
+
+def _check_late(policy: str) -> str:
+    if policy != "latest-only":
+        if not policy.startswith("skip-"):
+            raise ValueError(f"should be {LATE_POLICIES}")
+        duration(policy.removeprefix("skip-"))
+    return policy
+
+
+def _check_timezone(name: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError("should be the name of a time zone, as Europe/Berlin or UTC") from error
+    return name
+
+
+class ServeConfig(BaseModel):
+    """Whether a flow is run once or served, and when: of the command line alone, no parameter of the flow."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    serve: Annotated[
+        bool,
+        Parameter(negative=(), group=SERVING.group),
+        Field(description="stay, and run the flow with these options each time it is due, instead of once now"),
+    ] = False
+    cron: Annotated[str | None, SERVING, Field(min_length=1, description='when it is due, as "0 6 * * *"')] = None
+    interval: Annotated[
+        Annotated[str, AfterValidator(_check_duration)] | None,
+        SERVING,
+        Field(description="how often it is due instead, as 30s, 15min, 1h or 1d"),
+    ] = None
+    timezone: Annotated[
+        Annotated[str, AfterValidator(_check_timezone)] | None,
+        SERVING,
+        Field(description="whose clock it goes by, as Europe/Berlin (default: UTC)"),
+    ] = None
+    late: Annotated[
+        Annotated[str, AfterValidator(_check_late)] | None,
+        SERVING,
+        Field(
+            description="what becomes of a run that begins late: skip-30min skips it more than that after it was due, "
+            "latest-only where a later one is due as well (default: it is made up for)"
+        ),
+    ] = None
+    name: Annotated[
+        str,
+        SERVING,
+        _like(r"[^/%&<>\s][^/%&<>\x00-\x1f]*", "a name without / % & < >"),
+        Field(description="name of the deployment; one of that name is replaced"),
+    ] = "served"
+
+    @model_validator(mode="after")
+    def _says_when(self) -> Self:
+        others = [name for name in self.model_fields_set if name != "serve"]
+        if not self.serve:
+            if others:
+                raise ValueError(f"--{min(others)} needs --serve")
+        elif bool(self.cron) == bool(self.interval):
+            raise ValueError('--serve needs either --cron, as "0 6 * * *", or --interval, as 1h')
+        return self

@@ -10,6 +10,7 @@ FourfoldError
  ├── AgreementError     one algorithm in several spellings ends apart          exit 1
  ├── RegistrationError  the registry gives back another file than was proved   exit 1
  ├── CheckpointError    a fit cannot be kept, or cannot go on from what was    exit 1
+ ├── PreflightError     a deployment would not fire                            exit 1
  └── ServiceError       a server did not come up, or stayed away               exit 1
 """
 
@@ -71,6 +72,10 @@ class CheckpointError(FourfoldError):
 
 class ServiceError(FourfoldError):
     """A service that this process started did not come up, or one that it works with stayed away."""
+
+
+class PreflightError(FourfoldError):
+    """A deployment would not fire: the first reason."""
 
 
 def first_line(error: BaseException) -> str:

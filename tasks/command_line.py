@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Annotated, Any, Generic, NoReturn, Protocol, TypeVar
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fourfold.configuration import FlowConfig, ServeConfig
 from fourfold.errors import FourfoldError, RequestError, is_out_of_space, visible
 from tasks import signals
 
@@ -63,11 +64,12 @@ class Result(Protocol):
 
 @dataclass(frozen=True)
 class Request(Generic[Config]):
-    """What was typed: the flow's configuration, and how to tell the result."""
+    """What was typed: the flow's configuration, how to tell the result, and whether the flow is served."""
 
     config: Config
     json: bool
     verbose: bool
+    serving: ServeConfig = field(default_factory=ServeConfig)
 
 
 def read(
@@ -87,8 +89,10 @@ def read(
     atexit.register(_leave)
     signals.end_at_once()
     requests: list[Request[Config]] = []
+    is_flow = issubclass(config_class, FlowConfig)
     app = App(
-        name=f"{flow}_flow.py", help=description, version_flags=(), result_action="return_value",
+        name=f"{flow}_flow.py" if is_flow else f"{flow}.py", help=description,
+        version_flags=(), result_action="return_value",
         default_parameter=Parameter(negative_iterable=(), show_default=_spell_default),
     )  # fmt: skip
     app["--help"].group = OUTPUT_GROUP
@@ -96,6 +100,7 @@ def read(
     def command(
         *,
         config: Annotated[config_class, Parameter(name="*")] = None,  # type: ignore[valid-type]
+        serving: Annotated[ServeConfig | None, Parameter(name="*", parse=is_flow)] = None,
         json: Annotated[
             bool, OUTPUT, Parameter(help="last line on standard output: the result as one JSON object")
         ] = False,
@@ -104,7 +109,10 @@ def read(
         ] = False,
     ) -> None:
         # Nothing typed may be a wrong request as well; made here, that leaves --help alone.
-        requests.append(Request(config_class() if config is None else config, json, verbose))
+        asked, served = config_class() if config is None else config, serving or ServeConfig()
+        if served.serve and json:
+            raise RequestError("--json needs a result, and what is served has none; leave it out")
+        requests.append(Request(asked, json, verbose, served))
 
     app.default(command)
     try:
@@ -114,8 +122,12 @@ def read(
         _refuse(_first_fault(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split()))
     except ValidationError as error:
         _refuse(_first_fault(error))
+    except RequestError as error:
+        _refuse(str(error))
     if not requests:  # --help has been printed
         raise SystemExit(0)
+    if requests[0].serving.serve:  # its runs come and go, and their log is what there is to see
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")
     if requests[0].verbose:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = os.environ["MLFLOW_LOGGING_LEVEL"] = "INFO"
         os.environ["PREFECT_LOGGING_INTERNAL_LEVEL"] = "ERROR"

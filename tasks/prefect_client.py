@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.context import SyncClientContext, TagsContext, tags
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
@@ -98,17 +99,25 @@ class PatientTransport(httpx.BaseTransport):
         self.inner.close()
 
 
+def be_patient(
+    client: SyncPrefectClient, address: str, seconds: float, alive: Callable[[], bool] = lambda: True
+) -> PatientTransport:
+    """Let a client wait for Prefect's server from now on."""
+    http = client._client
+    # Wrapped once they are made, with the proxies and certificates that Prefect's settings ask for.
+    transport = PatientTransport(http._transport, address, seconds, alive)
+    http._transport = transport
+    for pattern, mounted in http._mounts.items():
+        if mounted is not None:
+            http._mounts[pattern] = PatientTransport(mounted, address, seconds, alive)
+    return transport
+
+
 @contextmanager
 def patient_client(address: str, seconds: float, alive: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """Let flows in the block use a client that waits for Prefect's server, and mark their runs as this process's."""
     with SyncClientContext() as context, tags(f"{MARK}{ProcessIdentity.own().spelled}"):
-        http = context.client._client
-        # Wrapped once they are made, with the proxies and certificates that Prefect's settings ask for.
-        transport = PatientTransport(http._transport, address, seconds, alive)
-        http._transport = transport
-        for pattern, mounted in http._mounts.items():
-            if mounted is not None:
-                http._mounts[pattern] = PatientTransport(mounted, address, seconds, alive)
+        transport = be_patient(context.client, address, seconds, alive)
         interrupted = False
         try:
             yield

@@ -30,16 +30,19 @@ REQUEST = "request.json"  # what a run was asked for, beside its checkpoints
 SECONDS_TO_WAIT = "FOURFOLD_SECONDS_TO_WAIT"
 SECONDS_OF_SILENCE = 15  # after which a wait is explained
 
-# Offline by default, and on the terminal only what a person needs: what the libraries log goes to their servers.
-_QUIET = {
+# Offline by default.
+_OFFLINE = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+# On the terminal only what a person needs: what the libraries log goes to their servers.
+_QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for the result
-    "GIT_PYTHON_REFRESH": "quiet",
 }
 
 
@@ -63,12 +66,9 @@ class PrefectServer:
     @classmethod
     def begin(cls) -> "PrefectServer":
         """Choose the address, and where nothing answers start to boot a server, without waiting for it."""
-        address = os.environ.get("PREFECT_API_URL") or _address_of_profile()
+        address = prefect_address()
         if address:
             return cls(address)
-        if _answers(f"{PREFECT_DEFAULT_API}/health", seconds=1):
-            os.environ["PREFECT_API_URL"] = PREFECT_DEFAULT_API
-            return cls(PREFECT_DEFAULT_API)
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         api_url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server; it has no name to be left behind
@@ -116,11 +116,7 @@ class PrefectServer:
 
         process = self._process
         if process is None:
-            if not _answers(f"{self.api_url}/health", seconds=SECONDS_TO_ANSWER):
-                raise RequestError(
-                    f"PREFECT_API_URL={self.api_url} does not answer; start that server, or unset it for a server "
-                    "that lives as long as the run"
-                )
+            check_prefect(self.api_url)
             with patient_client(self.api_url, seconds_to_wait()):
                 yield
             return
@@ -136,6 +132,15 @@ class PrefectServer:
         ):
             yield
 
+    def check_stays(self, option: str) -> None:
+        """Raise RequestError where there is no server that outlives this process, for an option that needs one."""
+        if self._process is not None:
+            raise RequestError(
+                f"{option} needs a Prefect server that stays, since none of a run's own keeps a schedule; start one by "
+                "prefect server start, or name one in PREFECT_API_URL"
+            )
+        check_prefect(self.api_url)
+
     @property
     def process_id(self) -> int | None:
         """Of the server that this process started, if it did."""
@@ -150,6 +155,33 @@ class PrefectServer:
         return (reasons or lines or ["it gave no reason"])[-1]
 
 
+def prefect_address() -> str | None:
+    """The address of the Prefect server that is there without us: asked for, or at Prefect's default; else None."""
+    address = os.environ.get("PREFECT_API_URL") or _address_of_profile()
+    if not address and _answers(f"{PREFECT_DEFAULT_API}/health", seconds=1):
+        address = os.environ["PREFECT_API_URL"] = PREFECT_DEFAULT_API
+    return address or None
+
+
+def check_prefect(address: str) -> None:
+    """Raise RequestError where the Prefect server that was asked for does not answer."""
+    if not _answers(f"{address}/health", seconds=SECONDS_TO_ANSWER):
+        raise RequestError(
+            f"PREFECT_API_URL={address} does not answer; start that server, or unset it for a server that lives as "
+            "long as the run"
+        )
+
+
+def enter_project() -> dict[str, str]:
+    """Begin a run that a worker starts where its own installation lies: the pull step of prefect.yaml.
+
+    Paths in the parameters are then relative to the project's root, on each machine to its own. What the libraries
+    read when they are imported is set here, since the flow's file is loaded after it; a worker's log stays as it is.
+    """
+    prepare_environment(quiet=False)
+    return {"directory": str(project_root())}
+
+
 @contextmanager
 def told_after(seconds: float, line: str) -> Iterator[None]:
     """Print a line on standard error where the block takes longer than that."""
@@ -162,9 +194,9 @@ def told_after(seconds: float, line: str) -> Iterator[None]:
         timer.cancel()
 
 
-def prepare_environment() -> None:
+def prepare_environment(*, quiet: bool = True) -> None:
     """Set what the libraries read when they are imported; what the user has set stays."""
-    for name, value in _QUIET.items():
+    for name, value in (_OFFLINE | _QUIET if quiet else _OFFLINE).items():
         os.environ.setdefault(name, value)
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri()
 

@@ -284,7 +284,9 @@ def _called_directly(function: Any = None, **options: Any) -> Any:
         return function
     from pydantic import validate_call
 
-    return validate_call(function)
+    called: Any = validate_call(function)
+    called.fn, called.name = function, options["name"]
+    return called
 
 
 def _whole_runs_need_no_server(url: str, seconds: float) -> bool:

@@ -12,7 +12,9 @@ from workplaces import ROOT
 from fourfold.configuration import (
     CompareConfig,
     PredictConfig,
+    PreflightConfig,
     ProblemConfig,
+    ServeConfig,
     TrainConfig,
     TutorialConfig,
     VerifyConfig,
@@ -51,6 +53,8 @@ OF_COMPARISON = {
         ("tutorial", TutorialConfig.model_fields),
         ("predict", PredictConfig.model_fields),
         ("verify", VerifyConfig.model_fields),
+        ("serving", ServeConfig.model_fields),
+        ("preflight", PreflightConfig.model_fields),
     ],
 )
 def test_the_option_tables_are_the_configurations(name: str, fields: dict[str, FieldInfo]) -> None:

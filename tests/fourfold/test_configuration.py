@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fourfold.configuration import CompareConfig, TrainConfig
+from fourfold.configuration import (
+    CompareConfig,
+    FlowConfig,
+    PredictConfig,
+    TrainConfig,
+    TutorialConfig,
+    VerifyConfig,
+)
 
 
 def test_the_defaults_are_the_exercise() -> None:
@@ -208,3 +215,15 @@ def test_the_title_tells_a_run_from_its_neighbours() -> None:
 def test_the_winners_of_a_comparison_must_be_as_much_better_as_was_asked_for() -> None:
     assert CompareConfig(min_improvement=0.02).training().min_improvement == 0.02
     assert CompareConfig().training().min_improvement == 0
+
+
+@pytest.mark.parametrize("config", [TrainConfig, CompareConfig, TutorialConfig, PredictConfig, VerifyConfig])
+def test_the_form_that_prefect_makes_describes_each_option(config: type[FlowConfig]) -> None:
+    for name, option in config.model_json_schema()["properties"].items():
+        assert option["description"] == config.model_fields[name].description
+        assert option.get("type") != "array" or "minLength" not in option, "no bound that a form would not apply"
+
+
+def test_the_form_asks_for_one_hidden_layer_and_one_optimizer_at_least() -> None:
+    form = CompareConfig.model_json_schema()["properties"]
+    assert (form["hidden"]["minItems"], form["optimizers"]["minItems"]) == (1, 1)
