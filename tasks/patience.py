@@ -33,6 +33,10 @@ _AWAY = re.compile(
     r"Caused by (NewConnection|ConnectTimeout|NameResolution|ReadTimeout|Protocol)Error|timeout exception"
     r"|Connection (aborted|broken|refused|reset)|[Tt]imed out|too many (429|502|503|504) error responses"
 )
+# What a server answers to a request in the middle of which its database went away, and to a fault of its own. In the
+# first case the next tries tell: they get 503, or succeed.
+_FAULT = re.compile(r"too many 500 error responses")
+MOST_FAULTS = 5  # in three seconds
 # How a server tells that two looked for something at once and both made it: another try finds the first one's.
 _OVERTAKEN = re.compile(r"BAD_REQUEST: \((psycopg2?\.errors\.UniqueViolation\)|sqlite3\.IntegrityError\) UNIQUE)")
 _NO_ROOM = re.compile(r"disk is full|No space left|disk full|[Rr]ead-only|readonly", re.IGNORECASE)
@@ -117,7 +121,7 @@ def _is_overtaken(error: Exception) -> bool:
 
 
 def _again_and_again(what: str, work: Callable[[], Answer]) -> Answer:
-    began, pause, told = time.monotonic(), FIRST_PAUSE, False
+    began, pause, told, faults = time.monotonic(), FIRST_PAUSE, False, 0
     hurried = _limit.get()
     limit = began + services.seconds_to_wait() if hurried is None else hurried
     # SQLAlchemy leaves the cursor of a write that is interrupted in some frame, and with it SQLite's lock: the run
@@ -129,12 +133,12 @@ def _again_and_again(what: str, work: Callable[[], Answer]) -> Answer:
                 answer = work()
             break
         except Exception as error:
-            if not may_pass(error):
+            fault = _FAULT.search(str(error)) is not None
+            faults += fault
+            if not may_pass(error) and not (fault and faults <= MOST_FAULTS):
                 raise
             overtaken = _is_overtaken(error)
-            state = "does not answer"
-            if overtaken or _LOCKED.search(str(error)):
-                state = "is locked"
+            state = "is locked" if overtaken or _LOCKED.search(str(error)) else "does not answer"
             if time.monotonic() + pause > limit:
                 waited = f"and was waited for {time.monotonic() - began:.3g} s"
                 raise ServiceError(
