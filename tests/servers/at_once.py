@@ -12,8 +12,9 @@ from pathlib import Path
 from fourfold.configuration import TrainConfig
 from tasks import command_line, services
 
-services.prepare_environment()
-server = services.PrefectServer.begin()
+if __name__ == "__main__":
+    services.prepare_environment()
+    server = services.PrefectServer.begin()
 
 import onnxscript  # noqa: F401 - of the export, which imports it late
 
