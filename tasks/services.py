@@ -168,11 +168,16 @@ def prepare_environment() -> None:
     """Set what the libraries read when they are imported; what the user has set stays."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    set_password_apart()
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri()
+
+
+def set_password_apart() -> None:
+    """Take user and password out of MLflow's address: MLflow tells it in messages, and links are made of it."""
     uri = tracking_uri()
     if user := _user_in(uri):
         os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = user
-        uri = without_password(uri)
-    os.environ["MLFLOW_TRACKING_URI"] = uri
+        os.environ["MLFLOW_TRACKING_URI"] = without_password(uri)
 
 
 def tracking_uri() -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from workplaces import clean_environment
+from workplaces import ROOT, clean_environment
 
 PASSWORD = "open-sesame"  # of the database and of Prefect's API; nowhere to be read afterwards
 SECONDS_TO_BOOT = 120
@@ -102,16 +103,13 @@ class Postgres:
         settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         self._process = self._run("postgres", "-D", str(self.folder / "data"), "-p", str(self.port), *options)
-        until(lambda: self.query("postgres", "SELECT 1"), (self.folder / "postgres.log").read_text)
+        until(lambda: self.query("postgres", "SELECT 1"), self.folder)
 
     def stop(self) -> None:
         """End its sessions and itself, as a restart of its service does."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(SECONDS_TO_STOP)
-
-    def address(self, database: str, driver: str = "psycopg2") -> str:
-        return f"postgresql+{driver}://owner:{PASSWORD}@127.0.0.1:{self.port}/{database}"
 
     def query(self, database: str, statement: str) -> list[tuple[Any, ...]]:
         """What a statement gives; nothing where the database does not answer."""
@@ -140,40 +138,39 @@ class Servers:
 
 @contextmanager
 def servers(folder: Path) -> Iterator[Servers]:
-    """Start all three, and end them with the block."""
+    """Start all three, the last two as docs/shared-servers.md shows it, and end them with the block."""
     with Postgres.running() as postgres, contextlib.ExitStack() as stack:
+        postgres.query("postgres", f"CREATE ROLE fourfold LOGIN PASSWORD '{PASSWORD}'")
         for database in ("mlflow", "prefect"):
-            postgres.query("postgres", f"CREATE DATABASE {database}")
-        environment = clean_environment() | {
-            "DO_NOT_TRACK": "true",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_SERVER_API_AUTH_STRING": f"me:{PASSWORD}",
-            "PREFECT_API_DATABASE_CONNECTION_URL": postgres.address("prefect", "asyncpg"),
-            "PREFECT_HOME": str(folder / "prefect-server"),
+            postgres.query("postgres", f"CREATE DATABASE {database} OWNER fourfold")
+        mlflow, prefect = free_port(), free_port()
+        here = {
+            "127.0.0.1:5432": f"127.0.0.1:{postgres.port}",
+            "PASSWORD": PASSWORD,
+            "--port 5000": f"--port {mlflow} --workers 1",
+            "--port 4200": f"--port {prefect} --no-ui",
+            "/srv/mlflow": str(folder / "artifacts"),
+            ".venv/bin/": f"exec {sys.executable} -m ",
         }
-        ports = {"mlflow": free_port(), "prefect": free_port()}
-        mlflow = [
-            "mlflow", "server", "--host", "127.0.0.1", "--port", str(ports["mlflow"]), "--workers", "1",
-            "--backend-store-uri", postgres.address("mlflow"), "--artifacts-destination", str(folder / "artifacts"),
-        ]  # fmt: skip
-        prefect = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(ports["prefect"]), "--no-ui"]
-        for arguments in (mlflow, prefect):
-            stack.enter_context(_served(arguments, folder, environment))
-        health = {"mlflow": "health", "prefect": "api/health"}
-        for name, path in health.items():
-            url = f"http://127.0.0.1:{ports[name]}/{path}"
-            until(lambda url=url: _answers(url), (folder / f"{name}.log").read_text)
+        page = (ROOT / "docs" / "shared-servers.md").read_text()
+        settings = re.findall(r"^    (export .*)$", page.partition("On each machine that")[0], flags=re.MULTILINE)
+        for command in re.findall(r"^    (\S+ server .*)$", page, flags=re.MULTILINE):
+            script = "\n".join([*settings, command])
+            for shown, meant in here.items():
+                script = script.replace(shown, meant)
+            stack.enter_context(_served(script, folder))
+        until(lambda: _answers(f"http://127.0.0.1:{mlflow}/health"), folder)
+        until(lambda: _answers(f"http://127.0.0.1:{prefect}/api/health"), folder)
         at = f"http://me:{PASSWORD}@127.0.0.1"
-        yield Servers(postgres, f"{at}:{ports['mlflow']}", f"{at}:{ports['prefect']}/api")
+        yield Servers(postgres, f"{at}:{mlflow}", f"{at}:{prefect}/api")
 
 
 @contextmanager
-def _served(arguments: list[str], folder: Path, environment: dict[str, str]) -> Iterator[None]:
-    with (folder / f"{arguments[0]}.log").open("wb") as log:
+def _served(script: str, folder: Path) -> Iterator[None]:
+    environment = clean_environment() | {"PREFECT_HOME": str(folder / "prefect-server")}
+    with (folder / "servers.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *arguments], cwd=folder, env=environment, stdout=log, stderr=log,
+            ["sh", "-c", script], cwd=folder, env=environment, stdout=log, stderr=log,
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
     try:
@@ -195,11 +192,12 @@ def _answers(url: str) -> bool:
         return False
 
 
-def until(holds: Callable[[], Any], told: Callable[[], str] = lambda: "") -> None:
-    """Wait for something that another process brings about; where it does not, tell its log."""
+def until(holds: Callable[[], Any], logs: Path | None = None) -> None:
+    """Wait for something that another process brings about; where it does not, tell the end of the logs."""
     deadline = time.monotonic() + SECONDS_TO_BOOT
     while not holds():
-        assert time.monotonic() < deadline, told()[-2000:]
+        told = [log.read_text()[-2000:] for log in logs.glob("*.log")] if logs else []
+        assert time.monotonic() < deadline, "\n".join(told)
         time.sleep(0.05)
 
 

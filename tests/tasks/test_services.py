@@ -153,7 +153,6 @@ class TestEnvironment:
         assert os.environ["MLFLOW_TRACKING_URI"] == "http://mlflow.example"
 
     def test_a_password_in_the_address_reaches_mlflow_apart_from_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """MLflow tells its address in messages, and links are made of it."""
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me%40work:a%2Fb:c@mlflow.example/at")
         services.prepare_environment()
         assert os.environ["MLFLOW_TRACKING_URI"] == services.ui_address() == "https://mlflow.example/at"
