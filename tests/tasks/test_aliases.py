@@ -205,6 +205,7 @@ class TestTurns:
         versions.set_terminated(run_ids[0], status)
         award(versions, NAME, "5", beats("1"), {})
         assert named(versions)["champion"] == "5"
+        assert versions.get_model_version(NAME, "4").tags["undecided"] == "yes", "it was not given up after a minute"
 
     def test_one_that_stays_undecided_is_given_up_once_for_all(
         self, versions: MlflowClient, run_ids: list[str], monkeypatch: pytest.MonkeyPatch
