@@ -1,18 +1,24 @@
 """Who is champion of a registered model, and how that changes: by one run at a time. Needs no torch."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from tasks import services
 from tasks.steps import step
 from tasks.tracking import RunRecord
 
+NOT_THERE = "RESOURCE_DOES_NOT_EXIST"  # as MLflow spells it
 CHAMPION, CHALLENGER = "champion", "challenger"
 MOST_TRIES = 5
+UNDECIDED = "undecided"  # a tag of a version on a server, from its making until its alias is set
+SECONDS_FOR_ANOTHER, SECONDS_BETWEEN_LOOKS = 60.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,12 @@ def award(
 ) -> Ruling:
     """Give a version the alias it deserves beside the present champion, and the tags that say why.
 
-    Judging may take a while, so it begins before the lock is taken, and is repeated under it only where somebody else
-    became champion meanwhile: of runs on one SQLite file, the second decides against the first one's result.
+    Judging may take a while, so it begins before it is this version's turn, and is repeated then only where somebody
+    else became champion meanwhile: of two runs, the second decides against the first one's result.
 
-    A store that is a server offers no lock and no compare-and-set. There the champion is read once more after the tags
-    are written, just before the alias moves. What is not promised, across hosts: that nobody moves it in the
-    milliseconds between that reading and the move. Where it changed five times, the version becomes challenger.
+    On a server, people and runs that were given up keep to no turn. So the champion is read once more after the tags
+    are written, just before the alias moves; the milliseconds between that reading and the move are not covered. Where
+    it changed five times, the version becomes challenger.
 
     Args:
         client: of the store.
@@ -90,7 +96,7 @@ def award(
     """
     seen = champion_of(client, name)
     ruling = judge(seen)
-    with services.store_lock("aliases"):
+    with _turn(client, name, version):
         for _ in range(MOST_TRIES):
             now = champion_of(client, name)
             if _number(now) != _number(seen):
@@ -111,12 +117,12 @@ def award(
 def promote(name: str, version: str, record: RunRecord) -> Promotion:
     """Make a version champion, whatever it was judged to be, and the former champion challenger.
 
-    Both versions and the run are tagged with the change, its time and the run's id, before the aliases move. The
-    lock is the one of `award`, with what is not promised there: on a server, a champion that another run names at
-    the same moment is replaced without becoming challenger.
+    Both versions and the run are tagged with the change, its time and the run's id, before the aliases move. On a
+    server it waits for all that are being decided; a champion that a run names at the same moment all the same is
+    replaced without becoming challenger, or replaces this one.
     """
     client = record.client
-    with services.store_lock("aliases"):
+    with _turn(client, name):
         former = _number(champion_of(client, name))
         if former == version:
             promotion = Promotion(name, former, version, None)
@@ -135,6 +141,62 @@ def promote(name: str, version: str, record: RunRecord) -> Promotion:
             client.delete_registered_model_alias(name, CHALLENGER)
         client.set_registered_model_alias(name, CHAMPION, version)
     return promotion
+
+
+def undecided() -> dict[str, str]:
+    """The tags of a version that is about to be made, for which later ones wait until it is awarded its alias."""
+    return {} if services.sqlite_file(services.tracking_uri()) else {UNDECIDED: "yes"}
+
+
+@contextmanager
+def _turn(client: MlflowClient, name: str, version: str | None = None) -> Iterator[None]:
+    """Let one run at a time decide who is champion.
+
+    On a SQLite file a lock sees to that. A server has none, but it numbers the versions: each waits, on whichever
+    machine, for those below it that are undecided and whose run is open. One that stays so, as its machine lost power,
+    is given up after a minute, by all.
+
+    Args:
+        client: of the store.
+        name: of the registered model.
+        version: to be decided; None waits for all.
+    """
+    if not undecided():
+        with services.store_lock("aliases"):
+            yield
+        return
+    if version is not None:
+        client.set_model_version_tag(name, version, UNDECIDED, "yes")  # a run that goes on may have been decided once
+    limit = time.monotonic() + SECONDS_FOR_ANOTHER
+    line = f"another run decides about {name}: waiting for it, {SECONDS_FOR_ANOTHER:g} s at most"
+    with services.told_after(services.SECONDS_OF_SILENCE, line):
+        while others := _being_decided(client, name, version):
+            if time.monotonic() > limit:
+                for other in others:
+                    client.delete_model_version_tag(name, other, UNDECIDED)
+                break
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    yield
+    if version is not None:
+        client.delete_model_version_tag(name, version, UNDECIDED)
+
+
+def _being_decided(client: MlflowClient, name: str, below: str | None) -> list[str]:
+    found = client.search_model_versions(f"name = '{name}' and tags.{UNDECIDED} = 'yes'")
+    return [
+        str(one.version)
+        for one in found
+        if (below is None or int(one.version) < int(below)) and _is_open(client, one.run_id)
+    ]
+
+
+def _is_open(client: MlflowClient, run_id: str | None) -> bool:
+    try:
+        return run_id is not None and client.get_run(run_id).info.status == "RUNNING"
+    except MlflowException as error:
+        if error.error_code != NOT_THERE:
+            raise
+        return False
 
 
 def _number(version: ModelVersion | None) -> str | None:

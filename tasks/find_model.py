@@ -1,7 +1,10 @@
 """Where a model lies that somebody names: in the registry, in a run, or on disk."""
 
+import atexit
 import hashlib
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
 from fourfold.errors import ParityError, RequestError, first_line
 from fourfold.golden import FILE_NAME as GOLDEN
+from fourfold.processes import temporary_folder
 from fourfold.structure import form_of, read_model
 from fourfold.tables import is_file, is_folder
 from tasks import services
@@ -23,6 +27,7 @@ from tasks.patience import patiently, store_name
 from tasks.tracking import store_client
 
 FILE_NAME = "model.onnx"
+_fetched: list[Path] = []  # at most one
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,8 @@ def folder_of(client: MlflowClient, address: str, run_id: str | None) -> Path:
     while isinstance(repository, (ModelsArtifactRepository, RunsArtifactRepository)):
         repository = repository.repo
     if not isinstance(repository, LocalArtifactRepository):
-        return Path(patiently(here, lambda: mlflow.artifacts.download_artifacts(address)))
+        into = str(_to_fetch_into())
+        return Path(patiently(here, lambda: mlflow.artifacts.download_artifacts(address, dst_path=into)))
     folder = Path(repository.artifact_dir).resolve()
     if not any(folder.is_relative_to(home) for home in _homes(client, run_id)):
         raise RequestError(f"{address} lies in {folder}, outside of the store; give that folder itself if you trust it")
@@ -133,6 +139,19 @@ def folder_of(client: MlflowClient, address: str, run_id: str | None) -> Path:
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise RequestError(f"{address}: {path} is no regular file, as a model's are; it was not opened")
     return folder
+
+
+def lasting(path: Path) -> str | None:
+    """The path of a file, for later; None where it was fetched, and goes with the process."""
+    return None if any(path.is_relative_to(folder) for folder in _fetched) else str(path)
+
+
+def _to_fetch_into() -> Path:
+    """A new folder that goes with the process, in one by whose name that of a killed process is found and removed."""
+    if not _fetched:
+        _fetched.append(temporary_folder())
+        atexit.register(shutil.rmtree, _fetched[0], ignore_errors=True)
+    return Path(tempfile.mkdtemp(dir=_fetched[0]))
 
 
 def _homes(client: MlflowClient, run_id: str | None) -> list[Path]:

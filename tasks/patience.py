@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -32,6 +33,12 @@ _AWAY = re.compile(
     r"Caused by (NewConnection|ConnectTimeout|NameResolution|ReadTimeout|Protocol)Error|timeout exception"
     r"|Connection (aborted|broken|refused|reset)|[Tt]imed out|too many (429|502|503|504) error responses"
 )
+# What a server answers to a request in the middle of which its database went away, and to a fault of its own. In the
+# first case the next tries tell: they get 503, or succeed.
+_FAULT = re.compile(r"too many 500 error responses")
+MOST_FAULTS = 5  # in three seconds
+# How a server tells that two looked for something at once and both made it: another try finds the first one's.
+_OVERTAKEN = re.compile(r"BAD_REQUEST: \((psycopg2?\.errors\.UniqueViolation\)|sqlite3\.IntegrityError\) UNIQUE)")
 _NO_ROOM = re.compile(r"disk is full|No space left|disk full|[Rr]ead-only|readonly", re.IGNORECASE)
 
 Answer = TypeVar("Answer")
@@ -92,6 +99,8 @@ def hurry(seconds: float) -> Iterator[None]:
 
 def may_pass(error: Exception) -> bool:
     """Whether the same call may succeed later: the store is away, or another one writes."""
+    if _is_overtaken(error):
+        return True
     # Behind this, SQLAlchemy tells what was to be written: names and reasons of anybody.
     text = str(error).partition("\n[SQL: ")[0]
     code = getattr(error, "error_code", "INTERNAL_ERROR")  # of an MlflowException
@@ -104,11 +113,15 @@ def may_pass(error: Exception) -> bool:
 
 def store_name(uri: str) -> str:
     """How people are told of a store: by its address, without a password."""
-    return f"MLflow at {re.sub(r'//[^/@]*@', '//', uri)}"
+    return f"MLflow at {services.without_password(uri)}"
+
+
+def _is_overtaken(error: Exception) -> bool:
+    return isinstance(error, MlflowException) and _OVERTAKEN.match(str(error)) is not None
 
 
 def _again_and_again(what: str, work: Callable[[], Answer]) -> Answer:
-    began, pause, told = time.monotonic(), FIRST_PAUSE, False
+    began, pause, told, faults = time.monotonic(), FIRST_PAUSE, False, 0
     hurried = _limit.get()
     limit = began + services.seconds_to_wait() if hurried is None else hurried
     # SQLAlchemy leaves the cursor of a write that is interrupted in some frame, and with it SQLite's lock: the run
@@ -120,15 +133,18 @@ def _again_and_again(what: str, work: Callable[[], Answer]) -> Answer:
                 answer = work()
             break
         except Exception as error:
-            if not may_pass(error):
+            fault = _FAULT.search(str(error)) is not None
+            faults += fault
+            if not may_pass(error) and not (fault and faults <= MOST_FAULTS):
                 raise
-            state = "is locked" if _LOCKED.search(str(error)) else "does not answer"
+            overtaken = _is_overtaken(error)
+            state = "is locked" if overtaken or _LOCKED.search(str(error)) else "does not answer"
             if time.monotonic() + pause > limit:
                 waited = f"and was waited for {time.monotonic() - began:.3g} s"
                 raise ServiceError(
                     f"{what} {state}, {waited} ({services.SECONDS_TO_WAIT} says how long): {first_line(error)}"
                 ) from error
-        if not told and hurried is None:
+        if not told and hurried is None and not (overtaken and pause == FIRST_PAUSE):
             _tell(f"{what} {state}: waiting; the run goes on when it is back, and Ctrl-C is safe")
             told = True
         time.sleep(pause)

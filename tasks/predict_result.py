@@ -6,6 +6,7 @@ from typing import Any
 from fourfold.configuration import PredictConfig
 from fourfold.drift import Drift
 from tasks import services
+from tasks.find_model import lasting
 from tasks.predict import Predicted, Ready
 from tasks.reporting import Table
 from tasks.results import FlowResult
@@ -40,7 +41,7 @@ class PredictResult(FlowResult):
         result = {
             **self.ids(),
             "seconds": round(self.seconds, 3),
-            "model": ready and {"name": ready.found.name, "path": str(ready.found.path), "sha256": ready.sha256},
+            "model": ready and {"name": ready.found.name, "path": lasting(ready.found.path), "sha256": ready.sha256},
             "rows": predicted and predicted.rows,
             "output": self.config.output if predicted else None,
             "predictions": [{"x": x, "y": y} for x, y in predicted.points] if predicted else [],

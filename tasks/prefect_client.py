@@ -20,7 +20,8 @@ MARK = "fourfold-process:"  # how the tag of a flow run begins that says which p
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_OF_THE_INTERRUPTED = 1.5
 SECONDS_TO_FLUSH = 20
-BUSY = 503  # what Prefect's server answers where its database is locked
+BUSY = 503  # what Prefect's server answers where its database is locked, or was lost in the middle of a request
+FAULT = 500  # and what it answers where a database server is away, as to a fault of its own
 FINAL_STATES = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -59,7 +60,7 @@ class PatientTransport(httpx.BaseTransport):
             f"Prefect's server at {self.address} has not answered for {SECONDS_OF_SILENCE} s: its database may be "
             "locked; waiting for it"
         )
-        began, waiting = time.monotonic(), False
+        began, waiting, faults = time.monotonic(), False, 0
         while True:
             try:
                 with told_after(SECONDS_OF_SILENCE, silent):
@@ -67,12 +68,19 @@ class PatientTransport(httpx.BaseTransport):
             except httpx.TransportError as error:
                 reason = f"does not answer ({str(error) or type(error).__name__})"
             else:
-                if answer.status_code != BUSY:
+                faults += answer.status_code == FAULT
+                # What is a fault of the server itself stays one while its database is there.
+                away = answer.status_code == FAULT and (faults == 1 or not self._is_ready(request))
+                if answer.status_code != BUSY and not away:
                     if waiting:
                         _tell(f"Prefect's server answers again, after {time.monotonic() - began:.0f} s")
                     return answer
                 answer.close()
-                reason = "is busy: its database is locked"
+                reason = (
+                    "answers with a fault: its database may be away"
+                    if away
+                    else "is busy: its database is locked or restarts"
+                )
             in_vain = time.monotonic() - began + SECONDS_BETWEEN_TRIES > self.seconds
             if hurried or self.lost or in_vain or not self.alive():
                 self.lost = self.lost or not hurried
@@ -81,6 +89,17 @@ class PatientTransport(httpx.BaseTransport):
                 _tell(f"Prefect's server at {self.address} {reason}; waiting for it, {self.seconds:g} s at most")
             waiting = True
             time.sleep(SECONDS_BETWEEN_TRIES)
+
+    def _is_ready(self, request: httpx.Request) -> bool:
+        """Whether the server reaches its database, asked with the patience of a request that it answered."""
+        try:
+            answer = self.inner.handle_request(
+                httpx.Request("GET", f"{self.address}/ready", extensions=request.extensions)
+            )
+        except httpx.TransportError:
+            return False
+        answer.close()
+        return answer.status_code != BUSY
 
     def _untold(self, request: httpx.Request, reason: str) -> httpx.Response:
         if request.url.path.endswith("/set_state"):

@@ -11,7 +11,7 @@ from fourfold.onnx_file import file_sha256
 from fourfold.parity import ParityReport, failed
 from fourfold.structure import Refused
 from tasks.aliases import Promotion
-from tasks.find_model import FoundModel
+from tasks.find_model import FoundModel, lasting
 from tasks.parity_page import keep_report
 from tasks.results import FlowResult
 from tasks.steps import step
@@ -41,7 +41,7 @@ class VerifyResult(FlowResult):
     def as_json(self) -> dict[str, Any]:
         """The machine-readable result; null where the run did not come so far."""
         found, parity = self.found, self.parity
-        model = found and {"name": found.name, "path": str(found.path), "sha256": parity and parity.sha256}
+        model = found and {"name": found.name, "path": lasting(found.path), "sha256": parity and parity.sha256}
         result = {
             **self.ids(), "seconds": round(self.seconds, 3), "model": model, "parity": parity and parity.summary(),
             "promotion": self.promotion and self.promotion.as_json(),

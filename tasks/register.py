@@ -23,14 +23,13 @@ from fourfold.onnx_file import ExportedModel, file_sha256, predictor
 from fourfold.parity import Expectation, ParityReport, compare
 from fourfold.structure import Refused
 from tasks import flavor, services
-from tasks.aliases import CHALLENGER, CHAMPION, Ruling, award
+from tasks.aliases import CHALLENGER, CHAMPION, NOT_THERE, Ruling, award, undecided
 from tasks.evaluate import Evaluation, accuracy
-from tasks.find_model import FILE_NAME, folder_of, locate
+from tasks.find_model import FILE_NAME, folder_of, lasting, locate
 from tasks.patience import patiently, store_name
 from tasks.steps import step
 from tasks.tracking import ALREADY_EXISTS, RunRecord
 
-NOT_THERE = "RESOURCE_DOES_NOT_EXIST"  # as MLflow spells it
 EXAMPLE_ROWS = 5
 
 
@@ -40,7 +39,7 @@ class Registered:
 
     Attributes:
         uri: `models:/NAME/VERSION`.
-        path: of the model file in the store, where the store is a folder of this machine.
+        path: of the model file in the store, where the store is a folder of this machine; None where it is a server.
         decision: why it got its alias, with the numbers.
     """
 
@@ -48,7 +47,7 @@ class Registered:
     version: str
     alias: str
     uri: str
-    path: str
+    path: str | None
     sha256: str
     decision: str
 
@@ -95,7 +94,7 @@ def register(
 
     ruling = award(client, name, version, judge, {"parity": "passed", "run": record.url, **hashes})
     record.tags({"model.version": uri, "model.alias": ruling.alias, "model.decision": ruling.decision})
-    return Registered(name, version, ruling.alias, uri, str(stored), exported.sha256, ruling.decision)
+    return Registered(name, version, ruling.alias, uri, lasting(stored), exported.sha256, ruling.decision)
 
 
 def _version_of_run(record: RunRecord, name: str) -> ModelVersion | None:
@@ -157,7 +156,9 @@ def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedMode
         _here(),
         lambda: (
             _version_of_run(record, name)
-            or client.create_model_version(name, source=model.model_uri, run_id=record.run_id, model_id=model.model_id)
+            or client.create_model_version(
+                name, source=model.model_uri, run_id=record.run_id, model_id=model.model_id, tags=undecided()
+            )
         ),
     )
 

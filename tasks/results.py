@@ -90,7 +90,7 @@ class FlowResult(ABC):
             stack.enter_context(without_mark())
             stack.enter_context(self.followed(published=not parent))
             if not parent:
-                sweep()
+                sweep(self.resumed)
             record = stack.enter_context(
                 recorded_run(experiment, self.config.title, self.config.parameters, tags, self.resumed)
             )

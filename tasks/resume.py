@@ -18,11 +18,11 @@ from fourfold.durable import write_whole
 from fourfold.errors import DivergedError, ParityError, RequestError, first_line
 from tasks import services
 from tasks.command_line import option_of
-from tasks.services import REQUEST, can_go_on, checkpoints_of
+from tasks.patience import store_name
+from tasks.services import LOCK, REQUEST, can_go_on, checkpoints_of
 from tasks.tracking import RunRecord, as_parameter, spell, store_client
 from tasks.train import settle
 
-LOCK = ".lock"
 SECONDS_TO_LOOK = 1  # in which another process may hold a lock only to see that it is free
 
 
@@ -121,7 +121,7 @@ def _stopped(run_id: str) -> Run:
     """The run as MLflow knows it, if it can go on."""
     run = _known(run_id)
     if run is None:
-        raise RequestError(f"--resume {run_id}: MLflow at {services.tracking_uri()} knows no such run")
+        raise RequestError(f"--resume {run_id}: {store_name(services.tracking_uri())} knows no such run")
     tags = run.data.tags
     if run.info.status == "FINISHED":
         raise RequestError(f"--resume {run_id}: that run is finished" + _version(tags))
@@ -132,18 +132,10 @@ def _stopped(run_id: str) -> Run:
             f"--resume {run_id}: there are no checkpoints at {checkpoints_of(run_id)}; the run was one of host "
             f"{tags.get('host')}, without checkpoints, or no training"
         )
-    if _is_held(run_id):
-        raise RequestError(f"--resume {run_id}: process {tags.get('process_id')} trains it now")
+    with services.held(run_id) as free:
+        if not free:
+            raise RequestError(f"--resume {run_id}: process {tags.get('process_id')} trains it now")
     return run
-
-
-def _is_held(run_id: str) -> bool:
-    lock = FileLock(checkpoints_of(run_id) / LOCK)
-    try:
-        with lock.acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def _version(tags: Mapping[str, str]) -> str:

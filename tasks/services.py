@@ -13,13 +13,13 @@ import tempfile
 import threading
 import tomllib
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from fourfold.errors import RequestError, ServiceError
 
@@ -27,8 +27,10 @@ PREFECT_DEFAULT_API = "http://127.0.0.1:4200/api"
 SECONDS_TO_ANSWER = 5
 SECONDS_TO_BOOT = 180
 REQUEST = "request.json"  # what a run was asked for, beside its checkpoints
+LOCK = ".lock"  # there too: held by the process that trains the run
 SECONDS_TO_WAIT = "FOURFOLD_SECONDS_TO_WAIT"
 SECONDS_OF_SILENCE = 15  # after which a wait is explained
+_DATABASES = ("postgresql", "mysql", "mssql")  # that MLflow could write to without a server
 
 # Offline by default.
 _OFFLINE = {
@@ -157,10 +159,10 @@ class PrefectServer:
 
 def prefect_address() -> str | None:
     """The address of the Prefect server that is there without us: asked for, or at Prefect's default; else None."""
-    address = os.environ.get("PREFECT_API_URL") or _address_of_profile()
+    address = _configured_address()
     if not address and _answers(f"{PREFECT_DEFAULT_API}/health", seconds=1):
         address = os.environ["PREFECT_API_URL"] = PREFECT_DEFAULT_API
-    return address or None
+    return address
 
 
 def check_prefect(address: str) -> None:
@@ -198,12 +200,26 @@ def prepare_environment(*, quiet: bool = True) -> None:
     """Set what the libraries read when they are imported; what the user has set stays."""
     for name, value in (_OFFLINE | _QUIET if quiet else _OFFLINE).items():
         os.environ.setdefault(name, value)
+    set_password_apart()
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri()
+
+
+def set_password_apart() -> None:
+    """Take user and password out of MLflow's address: MLflow tells it in messages, and links are made of it."""
+    uri = tracking_uri()
+    if user := _user_in(uri):
+        os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = user
+        os.environ["MLFLOW_TRACKING_URI"] = without_password(uri)
 
 
 def tracking_uri() -> str:
     """MLflow's address: `MLFLOW_TRACKING_URI`, else the SQLite file that a bare `mlflow ui` in the root reads."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+
+
+def without_password(address: str) -> str:
+    """An address as it may be shown, kept and sent to anybody: without user and password."""
+    return re.sub(r"//[^/]*@", "//", address)
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -244,6 +260,22 @@ def can_go_on(run_id: str) -> bool:
     return (checkpoints_of(run_id) / REQUEST).is_file()
 
 
+@contextmanager
+def held(run_id: str) -> Iterator[bool]:
+    """Hold a run's checkpoints for a block, so that no process of this machine goes on from them meanwhile.
+
+    Gives whether they were free; of a run that has none there is nothing to hold.
+    """
+    with contextlib.ExitStack() as stack:
+        free = True
+        if can_go_on(run_id):
+            try:
+                stack.enter_context(FileLock(checkpoints_of(run_id) / LOCK).acquire(timeout=0))
+            except Timeout:
+                free = False
+        yield free
+
+
 def store_lock(purpose: str) -> AbstractContextManager[Any]:
     """Let one process or thread at a time do something with the store; others wait, however long that takes.
 
@@ -266,38 +298,43 @@ def check_tracking() -> None:
     """
     seconds_to_wait()
     uri = tracking_uri()
+    shown = f"MLFLOW_TRACKING_URI={without_password(uri)}"
     advice = "give sqlite:///FILE or http://HOST"
     try:
         database, scheme = sqlite_file(uri), urlsplit(uri).scheme
     except ValueError as error:
-        raise RequestError(f"MLFLOW_TRACKING_URI={uri} is not an address ({error}); {advice}") from error
+        raise RequestError(f"{shown} is not an address ({error}); {advice}") from error
     if scheme == "sqlite" and uri.partition("://")[2] in ("", "/", "/:memory:"):
-        raise RequestError(f"MLFLOW_TRACKING_URI={uri} would be gone with the run; {advice}")
+        raise RequestError(f"{shown} would be gone with the run; {advice}")
     if database is not None:
         runs = database.parent / "mlruns"
         for path, wrong in ((database, database.is_dir()), (runs, runs.exists() and not runs.is_dir())):
             if wrong:
-                raise RequestError(f"MLFLOW_TRACKING_URI={uri}: {path} is in the way; choose another folder")
+                raise RequestError(f"{shown}: {path} is in the way; choose another folder")
         for folder in {database.parent, _nearest_folder(runs)}:
             try:
                 tempfile.TemporaryFile(dir=folder).close()
             except OSError as error:
                 raise RequestError(
-                    f"MLFLOW_TRACKING_URI={uri}: {folder} cannot be written ({error.strerror}); choose a folder "
-                    "that exists and is yours"
+                    f"{shown}: {folder} cannot be written ({error.strerror}); choose a folder that exists and is yours"
                 ) from error
     elif _is_server(uri):
         if not _answers(f"{uri.rstrip('/')}/health", seconds=SECONDS_TO_ANSWER):
-            raise RequestError(f"MLFLOW_TRACKING_URI={uri} does not answer; start that server, or unset it")
-    elif scheme not in ("postgresql", "mysql", "mssql") and not scheme.startswith(("postgresql+", "mysql+")):
-        raise RequestError(f"MLFLOW_TRACKING_URI={uri} is not an address that MLflow keeps runs at; {advice}")
+            raise RequestError(f"{shown} does not answer; start that server, or unset it")
+    elif scheme.partition("+")[0] in _DATABASES:
+        raise RequestError(
+            f"{shown} is a database, which holds no files of runs; start mlflow server on it, and give that server's "
+            "http://HOST"
+        )
+    else:
+        raise RequestError(f"{shown} is not an address that MLflow keeps runs at; {advice}")
 
 
 def ui_command() -> str:
     """The exact line that shows the runs: a command, or the address of a server that shows them already."""
     uri = tracking_uri()
     if _is_server(uri):
-        return uri
+        return without_password(uri)
     program = Path(sys.executable).with_name("mlflow")
     with contextlib.suppress(ValueError):
         program = program.relative_to(Path.cwd())
@@ -308,7 +345,7 @@ def ui_command() -> str:
 
 def ui_address() -> str:
     """Where a browser finds MLflow's pages: the server itself, or where `mlflow ui` serves a local store."""
-    uri = tracking_uri().rstrip("/")
+    uri = without_password(tracking_uri().rstrip("/"))
     return uri if _is_server(uri) else "http://127.0.0.1:5000"
 
 
@@ -329,13 +366,62 @@ def _answers(url: str, seconds: float) -> bool:
         return False
 
 
-def _address_of_profile() -> str | None:
-    """The API address of the active Prefect profile, which the environment variable would override."""
+def _configured_address() -> str | None:
+    """The API address that Prefect will find, in its order: environment, files of the folder, active profile.
+
+    A user and a password in it are handed to Prefect apart: it makes links of the address.
+    """
+    address = os.environ.get("PREFECT_API_URL") or _address_in_files()
+    if not address:
+        return None
+    if user := _user_in(address):
+        os.environ["PREFECT_API_AUTH_STRING"] = ":".join(user)
+        address = os.environ["PREFECT_API_URL"] = without_password(address)
+    return address.rstrip("/")
+
+
+def _address_in_files() -> str | None:
+    here = _dotenv(Path(".env"))
+    of_folder = [
+        here.get("PREFECT_API_URL"),
+        _entry(Path("prefect.toml"), "api", "url"),
+        _entry(Path("pyproject.toml"), "tool", "prefect", "api", "url"),
+    ]
     home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    profiles = Path(
+        os.environ.get("PREFECT_PROFILES_PATH")
+        or here.get("PREFECT_PROFILES_PATH")
+        or _entry(Path("prefect.toml"), "profiles_path")
+        or _entry(Path("pyproject.toml"), "tool", "prefect", "profiles_path")
+        or home / "profiles.toml"
+    )
+    active = os.environ.get("PREFECT_PROFILE") or _entry(profiles, "active") or ""
+    return next(filter(None, [*of_folder, _entry(profiles, "profiles", active, "PREFECT_API_URL")]), None)
+
+
+def _dotenv(path: Path) -> Mapping[str, str | None]:
+    if not path.is_file():
+        return {}
+    from dotenv import dotenv_values  # as Prefect reads it
+
+    return {name.upper(): value for name, value in dotenv_values(path).items()}
+
+
+def _entry(path: Path, *keys: str) -> str | None:
+    """A text in a TOML file; None where there is none."""
     try:
-        profiles = tomllib.loads(Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").read_text())
-        active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
-        address = profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+        value: Any = tomllib.loads(path.read_text())
+        for key in keys:
+            value = value.get(key)
     except (OSError, ValueError, AttributeError):
         return None
-    return str(address) if address else None
+    return value if isinstance(value, str) else None
+
+
+def _user_in(address: str) -> tuple[str, str] | None:
+    """User and password in the address of a server, if there are any."""
+    with contextlib.suppress(ValueError):  # what is no address is refused later, by name
+        parts = urlsplit(address)
+        if _is_server(address) and parts.username is not None:
+            return unquote(parts.username), unquote(parts.password or "")
+    return None

@@ -33,13 +33,17 @@ GONE = "its process was gone"
 OPEN_STATES = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
 
-def sweep() -> None:
-    """Close what this host's killed processes left, and say so; a fault of it is a warning, and stops no run."""
+def sweep(own: str | None = None) -> None:
+    """Close what this host's killed processes left, and say so; a fault of it is a warning, and stops no run.
+
+    Args:
+        own: the run that this process goes on in, whose checkpoints it holds.
+    """
     closed: list[str] = []
     try:
         remove_left_folders()
         with ExitStack() as stack:
-            closed += _sweep_services(_client(stack))
+            closed += _sweep_services(_client(stack), own)
     except Exception as error:
         get_logger("fourfold").warning("what killed runs left open was not closed: %s", error)
         print(f"warning: what killed runs left open was not closed: {first_line(error)}", file=sys.stderr)
@@ -60,13 +64,13 @@ def _client(stack: ExitStack) -> MlflowClient | None:
     return client
 
 
-def _sweep_services(client: MlflowClient | None) -> list[str]:
+def _sweep_services(client: MlflowClient | None, own: str | None) -> list[str]:
     closed: list[Run] = []
     experiments: list[str] = []
     if client:
         experiments = [one.experiment_id for one in client.search_experiments() if one.name in FLOWS]
         here = f"tags.host = '{socket.gethostname()}'"
-        closed = [run for run in _runs(client, experiments, here) if _close(client, run)]
+        closed = [run for run in _runs(client, experiments, here) if _close(client, run, own)]
         _remove_checkpoints_of_finished(client)
     named = {run.data.tags["flow_run_id"] for run in closed if "flow_run_id" in run.data.tags}
     told = [_spell(run) for run in closed if "mlflow.parentRunId" not in run.data.tags]
@@ -87,11 +91,18 @@ def _runs(client: MlflowClient, experiments: list[str], condition: str) -> Itera
             return
 
 
-def _close(client: MlflowClient, run: Run) -> bool:
-    """Close a run whose process is gone."""
+def _close(client: MlflowClient, run: Run, own: str | None) -> bool:
+    """Close a run whose process is gone, and that no other process here goes on in: a server's store has no lock."""
     owner = ProcessIdentity.of_tags(run.data.tags)
     if owner is None or not owner.is_gone():
         return False
+    if run.info.run_id == own:
+        return _close_held(client, run, owner)
+    with services.held(run.info.run_id) as free:
+        return free and _close_held(client, run, owner)
+
+
+def _close_held(client: MlflowClient, run: Run, owner: ProcessIdentity) -> bool:
     run = client.get_run(run.info.run_id)  # somebody may have closed or continued it meanwhile
     if run.info.status != "RUNNING" or ProcessIdentity.of_tags(run.data.tags) != owner:
         return False

@@ -177,6 +177,7 @@ def owner_tags() -> dict[str, str]:
 
 def store_client() -> MlflowClient:
     """A client of the store, whose tables are there; every call of it waits while the store is away or locked."""
+    services.set_password_apart()
     uri = services.tracking_uri()
     mlflow.set_tracking_uri(uri)  # for loading and downloading, which take no client
     # MLflow's own repeating knows nothing of what a first try has done: it would make a second run.

@@ -12,7 +12,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from tasks import services
+from tasks import aliases, services
 from tasks.aliases import Promotion, Ruling, award, promote
 from tasks.tracking import RunRecord
 
@@ -147,6 +147,90 @@ class TestWithoutALock:
         assert 2 < len(judged) < 10
         assert named(versions)["challenger"] == "3"
         assert versions.get_model_version(NAME, "3").tags["decision"] == ruling.decision
+
+
+class TestTurns:
+    """A store that is a server, with versions of runs on whichever machine; each waits for those below it."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(services, "sqlite_file", lambda _: None)
+        monkeypatch.setattr(aliases, "SECONDS_BETWEEN_LOOKS", 0.02)
+
+    @pytest.fixture
+    def run_ids(self, versions: MlflowClient, tmp_path: Path) -> list[str]:
+        """Open runs, whose versions 4 and 5 are to be decided."""
+        experiment = versions.create_experiment("train")
+        runs = [versions.create_run(experiment).info.run_id for _ in range(2)]
+        for run_id in runs:
+            versions.create_model_version(NAME, str(tmp_path / "model"), run_id=run_id, tags=aliases.undecided())
+        return runs
+
+    def begin(self, versions: MlflowClient, work: Callable[[], Any]) -> tuple[threading.Thread, threading.Event]:
+        done = threading.Event()
+
+        def act() -> None:
+            work()
+            done.set()
+
+        thread = threading.Thread(target=act)
+        thread.start()
+        return thread, done
+
+    def test_a_version_is_decided_after_the_ones_below_it_and_against_their_outcome(
+        self, versions: MlflowClient, run_ids: list[str]
+    ) -> None:
+        thread, done = self.begin(versions, lambda: award(versions, NAME, "5", beats("1"), {}))
+        assert not done.wait(0.5)
+        award(versions, NAME, "4", beats("1"), {})
+        thread.join(30)
+        assert named(versions) == {"champion": "4", "challenger": "5"}
+        tags = versions.get_model_version(NAME, "5").tags
+        assert tags == {"champion_version": "4", "decision": "judged against 4"}
+
+    def test_promoting_waits_for_all_that_are_being_decided(
+        self, versions: MlflowClient, run_ids: list[str], record: RunRecord
+    ) -> None:
+        thread, done = self.begin(versions, lambda: promote.fn(NAME, "2", record))
+        assert not done.wait(0.3)
+        for version in ("4", "5"):
+            award(versions, NAME, version, beats("1"), {})
+        thread.join(30)
+        assert named(versions) == {"champion": "2", "challenger": "4"}
+
+    @pytest.mark.parametrize("status", ["KILLED", "FAILED"])
+    def test_one_whose_run_was_closed_is_not_waited_for(
+        self, status: str, versions: MlflowClient, run_ids: list[str]
+    ) -> None:
+        versions.set_terminated(run_ids[0], status)
+        award(versions, NAME, "5", beats("1"), {})
+        assert named(versions)["champion"] == "5"
+        assert versions.get_model_version(NAME, "4").tags["undecided"] == "yes", "it was not given up after a minute"
+
+    def test_one_that_stays_undecided_is_given_up_once_for_all(
+        self, versions: MlflowClient, run_ids: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its machine lost power, so that nobody closes its run."""
+        monkeypatch.setattr(aliases, "SECONDS_FOR_ANOTHER", 0.2)
+        award(versions, NAME, "5", beats("1"), {})
+        assert named(versions)["champion"] == "5"
+        assert "undecided" not in versions.get_model_version(NAME, "4").tags
+
+    def test_a_fault_leaves_it_undecided_while_its_run_is_open(
+        self, versions: MlflowClient, run_ids: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The step is tried again, or the run is closed."""
+
+        def fail(*_: Any) -> None:
+            raise ConnectionError("the connection was lost")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "set_registered_model_alias", fail)
+            with pytest.raises(ConnectionError):
+                award(versions, NAME, "4", beats("1"), {})
+        assert versions.get_model_version(NAME, "4").tags["undecided"] == "yes"
+        award(versions, NAME, "4", beats("1"), {})
+        assert named(versions)["champion"] == "4"
 
 
 class TestPromote:

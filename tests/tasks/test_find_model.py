@@ -1,8 +1,12 @@
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from workplaces import ROOT
 
 from fourfold.errors import RequestError
 from fourfold.onnx_file import ExportedModel
@@ -41,6 +45,41 @@ def test_the_model_of_a_run_is_found(record: RunRecord, folder: Path) -> None:
     found = find_model(record.run_id)
     assert found.path.read_bytes() == (folder / "model.onnx").read_bytes()
     assert (found.sha256, found.golden_sha256, found.run_id) == ("a" * 64, "b" * 64, record.run_id)
+
+
+FETCH = """
+import atexit, pathlib, sys
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from tasks import find_model
+
+class Elsewhere(ArtifactRepository):
+    log_artifact = log_artifacts = list_artifacts = _download_file = None
+
+find_model.get_artifact_repository = lambda address: Elsewhere(address)
+
+def download(address, dst_path):
+    (pathlib.Path(dst_path) / "model.onnx").write_text("fetched")
+    return dst_path
+
+find_model.mlflow.artifacts.download_artifacts = download
+path = find_model.folder_of(None, "models:/line/1", None) / "model.onnx"
+assert path.read_text() == "fetched"
+assert find_model.lasting(path) is None
+assert find_model.lasting(pathlib.Path("model.onnx")) == "model.onnx"
+print(path)
+"""
+
+
+def test_what_is_fetched_from_a_server_goes_with_the_process(tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    told = subprocess.run(
+        [sys.executable, "-c", FETCH], cwd=ROOT, text=True, capture_output=True, check=True,
+        env=os.environ | {"TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    path = Path(told.stdout.strip())
+    assert path.is_relative_to(tmp_path / "temporary")
+    assert path.parts[-3].startswith("fourfold-"), "a name by which it is removed where the process was killed"
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_folder_is_taken_as_it_is_and_needs_no_store(folder: Path, tmp_path: Path) -> None:

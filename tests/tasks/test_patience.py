@@ -156,7 +156,6 @@ class TestServer:
             (403, "PERMISSION_DENIED"),
             (404, "RESOURCE_DOES_NOT_EXIST"),
             (400, "RESOURCE_ALREADY_EXISTS"),
-            (500, "INTERNAL_ERROR"),
         ],
     )
     def test_what_stays_wrong_is_asked_once(
@@ -167,6 +166,30 @@ class TestServer:
         with server(answer(status, body)) as (address, asked), pytest.raises(MlflowException):
             client(address).get_experiment("7")
         assert len(asked) == 1
+        assert capsys.readouterr().err == ""
+
+    def test_a_fault_of_the_server_is_asked_about_five_times_more(
+        self, client: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may be that of a database which went away in the middle of the request."""
+        monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.01)
+        body = b'{"error_code": "INTERNAL_ERROR", "message": "a fault"}'
+        with server(*[answer(500, body)] * 5) as (address, asked):
+            assert client(address).get_experiment("7").name == "train"
+        assert len(asked) == 6
+        with server(*[answer(500, body)] * 9) as (address, asked), pytest.raises(MlflowException):
+            client(address).get_experiment("7")
+        assert len(asked) == 6
+
+    def test_where_another_one_made_the_same_at_once_the_next_try_finds_it(
+        self, client: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """As PostgreSQL tells it, whose rows two wrote that had both looked before."""
+        said = '(psycopg2.errors.UniqueViolation) duplicate key value violates unique constraint \\"dataset_pk\\"'
+        overtaken = answer(400, f'{{"error_code": "BAD_REQUEST", "message": "{said}"}}'.encode())
+        with server(overtaken) as (address, asked):
+            assert client(address).get_experiment("7").name == "train"
+        assert len(asked) == 2
         assert capsys.readouterr().err == ""
 
     def test_one_that_stays_away_is_given_up_in_one_line(

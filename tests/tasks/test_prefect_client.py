@@ -66,7 +66,7 @@ class TestWaiting:
             (AWAY, "does not answer (Connection refused)"),
             (httpx.ReadTimeout(""), "does not answer (ReadTimeout)"),
             (httpx.RemoteProtocolError("Server disconnected"), "does not answer (Server disconnected)"),
-            (BUSY, "is busy: its database is locked"),
+            (BUSY, "is busy: its database is locked or restarts"),
         ],
         ids=["away", "silent", "ended", "locked"],
     )
@@ -93,6 +93,36 @@ class TestWaiting:
         PatientTransport(httpx.MockTransport(answer), ADDRESS, 60, lambda: True).handle_request(request())
         (line,) = capsys.readouterr().err.splitlines()
         assert "has not answered for 0.1 s: its database may be locked; waiting for it" in line
+
+    def test_a_fault_is_waited_for_while_the_servers_database_is_away(
+        self, slept: list[float], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Prefect answers with 500 where PostgreSQL is away, and says on `/ready` alone that it is."""
+        ready = iter([503, 503, 200])
+        asked: list[str] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            asked.append(request.url.path)
+            if request.url.path == "/api/ready":
+                return httpx.Response(next(ready))
+            return DONE if len(slept) == 3 else httpx.Response(500)
+
+        patient = PatientTransport(httpx.MockTransport(answer), ADDRESS, 60, lambda: True)
+        assert patient.handle_request(request()).status_code == 200
+        assert asked.count("/api/ready") == 2
+        assert capsys.readouterr().err.splitlines() == [
+            f"Prefect's server at {ADDRESS} answers with a fault: its database may be away; waiting for it, 60 s at "
+            "most",
+            "Prefect's server answers again, after 3 s",
+        ]
+
+    def test_a_fault_of_a_server_whose_database_is_there_is_handed_on_the_second_time(self, slept: list[float]) -> None:
+        def answer(request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200 if request.url.path == "/api/ready" else 500)
+
+        patient = PatientTransport(httpx.MockTransport(answer), ADDRESS, 60, lambda: True)
+        assert patient.handle_request(request()).status_code == 500
+        assert len(slept) == 1
 
     def test_any_other_answer_is_handed_on(self, slept: list[float]) -> None:
         assert transport(httpx.Response(404)).handle_request(request()).status_code == 404

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from prefect.settings import Settings
 
 from fourfold.errors import RequestError, ServiceError
 from tasks import prefect_client, services
@@ -150,6 +152,13 @@ class TestEnvironment:
         assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "true"
         assert os.environ["MLFLOW_TRACKING_URI"] == "http://mlflow.example"
 
+    def test_a_password_in_the_address_reaches_mlflow_apart_from_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me%40work:a%2Fb:c@mlflow.example/at")
+        services.prepare_environment()
+        assert os.environ["MLFLOW_TRACKING_URI"] == services.ui_address() == "https://mlflow.example/at"
+        assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me@work"
+        assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "a/b:c"
+
     def test_mlflow_gets_the_address_that_is_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("MLFLOW_TRACKING_URI")
         services.prepare_environment()
@@ -171,10 +180,12 @@ class TestCheckTracking:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
             services.check_tracking()
 
-    @pytest.mark.parametrize("uri", ["postgresql://db/mlflow", "postgresql+psycopg2://db/mlflow", "mysql+pymysql://db"])
-    def test_another_database_is_left_to_mlflow(self, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        services.check_tracking()
+    @pytest.mark.parametrize("kind", ["postgresql", "postgresql+psycopg2", "mysql+pymysql"])
+    def test_a_database_without_a_server_is_refused(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{kind}://me:secret@db/mlflow")
+        with pytest.raises(RequestError, match="start mlflow server on it") as refused:
+            services.check_tracking()
+        assert str(refused.value).startswith(f"MLFLOW_TRACKING_URI={kind}://db/mlflow is a database")
 
     @pytest.mark.parametrize(
         ("uri", "reason"),
@@ -259,6 +270,16 @@ class TestCheckTracking:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
             with pytest.raises(RequestError, match="does not answer"):
                 services.check_tracking()
+
+    def test_no_message_tells_a_password(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for uri in ("http://me:sec@ret@127.0.0.1:1", "http://me:secret@[::1", "ftp://me:secret@host/runs"):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+            with pytest.raises(RequestError) as refused:
+                services.check_tracking()
+            assert "sec" not in str(refused.value)
+            assert "ret" not in str(refused.value)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1")
+        assert services.ui_command() == services.ui_address() == "http://127.0.0.1:1"
 
     @pytest.mark.parametrize("uri", ["http://127.0.0.1:port", "http://[::1", "http://a b:80", "http://"])
     def test_an_address_that_is_none_is_refused(self, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,6 +373,48 @@ class TestWhichPrefect:
         (tmp_path / "mine.toml").write_text(self.PROFILES)
         monkeypatch.setenv("PREFECT_PROFILES_PATH", str(tmp_path / "mine.toml"))
         assert PrefectServer.begin().api_url == "http://work.example/api"
+
+    def test_a_password_in_the_address_reaches_prefect_apart_from_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PREFECT_API_URL", "http://me:a%2Fb@prefect.example/api/")
+        assert PrefectServer.begin().api_url == "http://prefect.example/api"
+        assert os.environ["PREFECT_API_URL"] == "http://prefect.example/api/"
+        assert os.environ["PREFECT_API_AUTH_STRING"] == "me:a/b"
+
+    FILES: ClassVar = {
+        ".env": 'PREFECT_PROFILE=home\nprefect_api_url="http://env.example/api"\n',
+        "prefect.toml": '[api]\nurl = "http://prefect-toml.example/api"\n',
+        "pyproject.toml": '[tool.prefect.api]\nurl = "http://pyproject.example/api"\n',
+        "prefect-home/profiles.toml": PROFILES,
+    }
+
+    @pytest.mark.parametrize("count", range(1, len(FILES) + 1))
+    def test_it_is_what_prefect_itself_finds_in_the_folder(
+        self, count: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """Of the last files of those above, where each lies before the next."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "prefect-home").mkdir()
+        for name in list(self.FILES)[-count:]:
+            (tmp_path / name).write_text(self.FILES[name])
+        address = Settings().api.url
+        assert address is not None
+        assert PrefectServer.begin().api_url == address
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            (".env", "PREFECT_PROFILES_PATH=mine.toml\n"),
+            ("prefect.toml", 'profiles_path = "mine.toml"\n'),
+            ("pyproject.toml", '[tool.prefect]\nprofiles_path = "mine.toml"\n'),
+        ],
+    )
+    def test_a_file_of_the_folder_may_say_where_profiles_lie(
+        self, name: str, text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / name).write_text(text)
+        (tmp_path / "mine.toml").write_text(self.PROFILES)
+        assert PrefectServer.begin().api_url == Settings().api.url == "http://work.example/api"
 
     @pytest.mark.parametrize(
         "text",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 from workplaces import at_once
@@ -178,6 +179,18 @@ class TestMlflow:
         monkeypatch.setattr(ProcessIdentity, "is_gone", taken_over)
         sweep()
         assert status(store, run_id) == "RUNNING"
+
+    def test_a_run_that_another_process_goes_on_in_is_left_alone(self, store: MlflowClient, tmp_path: Path) -> None:
+        """It holds the checkpoints before it says in the store whose the run is now: a server's store has no lock."""
+        run_id = opened(store, **gone())
+        place = tmp_path / "mlruns" / "checkpoints" / run_id
+        place.mkdir(parents=True)
+        (place / "request.json").write_text("{}")
+        with FileLock(place / ".lock"):
+            sweep()
+            assert status(store, run_id) == "RUNNING"
+            sweep(run_id)
+            assert status(store, run_id) == "KILLED", "it is this process that holds it"
 
     def test_two_at_once_do_no_harm(self, store: MlflowClient, tmp_path: Path) -> None:
         run_ids = [opened(store, **gone()) for _ in range(3)]
