@@ -1,6 +1,6 @@
 """Jobs spread over processes, of this machine or of a Dask cluster: the same jobs, and the same results, whoever does them.
 
-A job is a function of values that can be pickled. What is cut into which jobs is the request's alone, so that each
+A job is a function of values, and can be pickled. What is cut into which jobs is the request's alone, so that each
 result is the same bits wherever it was computed, and results have numbers, so that it does not matter when.
 """
 
@@ -12,7 +12,7 @@ from concurrent.futures import BrokenExecutor, Future, wait
 from concurrent.futures import FIRST_COMPLETED as FIRST
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fourfold.errors import FourfoldError, RequestError, ServiceError
 from tasks.workers_processes import processes
@@ -24,16 +24,16 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[Result]):
     """What one worker does at a time.
 
     Attributes:
         name: for people, where it fails.
-        arguments: of the function, all of which can be pickled.
+        work: that can be pickled, of a module that imports neither Prefect nor MLflow: each worker imports it.
     """
 
     name: str
-    arguments: tuple[Any, ...]
+    work: Callable[[], Result]
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,9 @@ class Workers:
 
     submit: Callable[..., Future[Any]]
     count: Callable[[], int]
-    explain: Callable[[BaseException, Job], FourfoldError | None]
+    explain: Callable[[BaseException, Job[Any]], FourfoldError | None]
 
-    def results(
-        self, function: Callable[..., Result], jobs: Iterable[Job], *, in_order: bool = False
-    ) -> Iterator[tuple[int, Result]]:
+    def results(self, jobs: Iterable[Job[Result]], *, in_order: bool = False) -> Iterator[tuple[int, Result]]:
         """The number and the result of each job, as they end or in order.
 
         No more jobs are handed out than workers are there: a worker that dies then takes one job along, and that one is
@@ -77,7 +75,7 @@ class Workers:
             ServiceError: nobody could do a job.
         """
         coming = enumerate(jobs)
-        running: dict[Future[Result], tuple[int, Job]] = {}
+        running: dict[Future[Result], tuple[int, Job[Result]]] = {}
         ready: dict[int, Result] = {}
         given, more = 0, True
         while True:
@@ -86,7 +84,7 @@ class Workers:
                 if (begun := next(coming, None)) is None:
                     more = False
                     break
-                running[self.submit(on_one_core, function, *begun[1].arguments)] = begun
+                running[self.submit(on_one_core, begun[1].work)] = begun
             if not running:
                 if not more:
                     return
@@ -108,11 +106,11 @@ class Workers:
                 given += 1
 
 
-def on_one_core(function: Callable[..., Result], *arguments: Any) -> Result:
+def on_one_core(work: Callable[[], Result]) -> Result:
     """Do a job on one thread: there is a worker for each core."""
-    if torch := sys.modules.get("torch"):  # loaded with the function, where it is needed
+    if torch := sys.modules.get("torch"):  # loaded with the work, where it is needed
         torch.set_num_threads(1)
-    return function(*arguments)
+    return work()
 
 
 @contextmanager
@@ -138,7 +136,7 @@ def check_workers(asked: int | str | None, needs: Needs) -> None:
         _dask().check(asked, needs)
 
 
-def _explain(error: BaseException, job: Job) -> FourfoldError | None:
+def _explain(error: BaseException, job: Job[Any]) -> FourfoldError | None:
     if not isinstance(error, BrokenExecutor):
         return None
     return ServiceError(

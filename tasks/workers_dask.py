@@ -219,7 +219,7 @@ class _Count:
         return count
 
 
-def _explain(asked: str, error: BaseException, job: Job) -> FourfoldError | None:
+def _explain(asked: str, error: BaseException, job: Job[Any]) -> FourfoldError | None:
     if isinstance(error, KilledWorker):
         return ServiceError(
             f"{job.name} ended each of the {error.allowed_failures + 1} workers that it was given to, one after another: "
