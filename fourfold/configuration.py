@@ -402,8 +402,8 @@ class CompareConfig(ProblemConfig):
         Workers,
         COMPARISON,
         Field(
-            description="who trains: so many processes, a Dask cluster of this machine's cores (dask), or a Dask cluster "
-            "that is there (dask://HOST:PORT) (default: a process for each core)"
+            description="who trains: so many processes, a Dask cluster of this machine's cores (dask), or one that is "
+            "there (dask://HOST:PORT) (default: a process for each core)"
         ),
     ] = None
     register_winners: Annotated[
@@ -474,8 +474,8 @@ class PredictConfig(FlowConfig):
         DATA,
         Field(
             min_length=1,
-            description=".csv or .parquet file whose rows are predicted, or a folder of .parquet files, in the order of "
-            "their names; it may hold further columns",
+            description=".csv or .parquet file whose rows are predicted, or a folder of .parquet files, which are read "
+            "in the order of their names; it may hold further columns",
         ),
     ] = None
     at: Annotated[
@@ -500,7 +500,7 @@ class PredictConfig(FlowConfig):
         RUN,
         Field(
             description="who predicts, of a .parquet input: so many processes, a Dask cluster of this machine's cores "
-            "(dask), or a Dask cluster that is there (dask://HOST:PORT) (default: this process, on every core)"
+            "(dask), or one that is there (dask://HOST:PORT) (default: this process, on every core)"
         ),
     ] = None
 

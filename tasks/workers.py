@@ -1,4 +1,4 @@
-"""Jobs spread over processes, of this machine or of a Dask cluster: the same jobs, and the same results, whoever does them.
+"""Jobs for processes, of this machine or of a Dask cluster: the same jobs and results, whoever does them.
 
 A job is a function of values, and can be pickled. What is cut into which jobs is the request's alone, so that each
 result is the same bits wherever it was computed, and results have numbers, so that it does not matter when.
@@ -8,8 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Future, wait
-from concurrent.futures import FIRST_COMPLETED as FIRST
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -90,7 +89,7 @@ class Workers:
                     return
                 time.sleep(SECONDS_BETWEEN_LOOKS)  # until a worker is there again
                 continue
-            for future in wait(running, SECONDS_BETWEEN_LOOKS, FIRST).done:
+            for future in wait(running, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done:
                 number, job = running.pop(future)
                 try:
                     ready[number] = future.result()

@@ -54,7 +54,7 @@ _SETTINGS_OF_WORKERS = {
 
 
 def check(asked: str, needs: Needs) -> None:
-    """Raise RequestError where that cluster does not answer, has no workers, or some that are not as this process is."""
+    """Raise RequestError where the cluster does not answer, or has no workers, or some that are not as this process."""
     if asked != OF_THIS_MACHINE:
         with dask.config.set(_SETTINGS), _quiet(), _connected(asked) as client:
             _check_all(client, asked, needs)
@@ -222,16 +222,16 @@ class _Count:
 def _explain(asked: str, error: BaseException, job: Job[Any]) -> FourfoldError | None:
     if isinstance(error, KilledWorker):
         return ServiceError(
-            f"{job.name} ended each of the {error.allowed_failures + 1} workers that it was given to, one after another: "
-            "most often it needs more memory than there is"
+            f"{job.name} ended each of the {error.allowed_failures + 1} workers that it was given to: most often it "
+            "needs more memory than there is"
         )
     return _gone(asked) if isinstance(error, CancelledError) else None
 
 
 def _gone(asked: str) -> ServiceError:
     return ServiceError(
-        f"the scheduler of --workers {asked} went away, and with it what its workers did; start the flow again when it is "
-        "back"
+        f"the scheduler of --workers {asked} went away, and with it what its workers did; start the flow again when "
+        "it is back"
     )
 
 
@@ -239,7 +239,8 @@ def _check_all(client: Client, asked: str, needs: Needs) -> None:
     threads: dict[str, int] = client.nthreads()
     if not threads:
         raise RequestError(
-            f"--workers {asked} has no workers; start some: dask worker {client.scheduler.address} --nthreads 1 --nworkers N"
+            f"--workers {asked} has no workers; start some: dask worker {asked.partition('://')[2]} --nthreads 1 "
+            "--nworkers CORES"
         )
     here = installed(needs)
     found = client.run(installed, needs, on_error="return")

@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 @contextmanager
 def processes(count: int, *, torch: bool = True) -> Iterator[Executor]:
-    """Start processes for a block, which load torch where it is needed; what still runs where it is left by an exception is killed.
+    """Start processes for a block; what still runs where it is left by an exception is killed.
 
     The standard library's own would import the flow's file again in each process, with Prefect and MLflow; loky's
     import only what a job needs.
