@@ -107,8 +107,8 @@ def score_elsewhere(content: bytes, part: Part, mark: str, keep: Sequence[str]) 
         found = error.strerror or str(error)
     if found != mark:
         raise ServiceError(
-            f"{part.file.path} is not on {socket.gethostname()} what it is here ({found}); let all workers see "
-            "the same folder under the same name"
+            f"{part.file.path} on {socket.gethostname()} is not the file that the flow looked at ({found}); let all "
+            "workers see the same folder under the same name"
         )
     scorer = _scorer(content)
     return [score(scorer, kept, x) for kept, x in chunks_of(part, scorer, keep)]

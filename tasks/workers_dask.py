@@ -4,6 +4,7 @@ The owner alone talks to MLflow and Prefect; what a worker gets is a function an
 by workers as well, and in each of this machine's it ends them with their owner.
 """
 
+import asyncio
 import contextlib
 import hashlib
 import importlib.metadata
@@ -20,7 +21,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import IO, Any
 
 import dask
 from distributed import Client, KilledWorker, Scheduler, Security, SpecCluster, get_worker
+from distributed.comm import connect
 from distributed.versions import VersionMismatchWarning
 
 from fourfold.errors import FourfoldError, RequestError, ServiceError, first_line
@@ -101,10 +103,13 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _connected(asked: str) -> Iterator[Client]:
     """Connect to somebody's scheduler, by TLS where Dask's own settings ask for it."""
-    address = f"{'tls' if Security().require_encryption else 'tcp'}://{asked.partition('://')[2]}"
+    security = Security()
+    address = f"{'tls' if security.require_encryption else 'tcp'}://{asked.partition('://')[2]}"
     try:
-        client = Client(address, timeout=SECONDS_TO_ANSWER, set_as_default=False)
-    except (OSError, ValueError, RuntimeError) as error:
+        with ThreadPoolExecutor(1) as beside:  # an event loop may run in this thread
+            beside.submit(asyncio.run, _greet(address, security)).result()
+        client = Client(address, security=security, timeout=SECONDS_TO_ANSWER, set_as_default=False)
+    except Exception as error:  # whatever there is may answer anything
         raise RequestError(
             f"--workers {asked} does not answer as a Dask scheduler: {first_line(error)}; start one there "
             "(docs/scaling.md), or take --workers dask for this machine alone"
@@ -115,6 +120,12 @@ def _connected(asked: str) -> Iterator[Client]:
         client.close(timeout=SECONDS_TO_LEAVE)
 
 
+async def _greet(address: str, security: Security) -> None:
+    """Exchange greetings: Dask's client would wait for ever for those of something else that listens there."""
+    comm = connect(address, timeout=SECONDS_TO_ANSWER, **security.get_connection_args("client"))
+    (await asyncio.wait_for(comm, SECONDS_TO_ANSWER)).abort()
+
+
 @contextmanager
 def _begun(count: int) -> Iterator[tuple[Client, Callable[[], bool]]]:
     """A scheduler in this process and workers beside it, which nobody but this process can talk to."""
@@ -122,6 +133,7 @@ def _begun(count: int) -> Iterator[tuple[Client, Callable[[], bool]]]:
     with ExitStack() as stack:
         folder = temporary_folder()
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.enter_context(dask.config.set({"temporary-directory": str(folder)}))
         options = {"host": "127.0.0.1", "port": 0, "protocol": "tls://", "security": security}
         options |= {"dashboard": False, "dashboard_address": "127.0.0.1:0", "allowed_failures": MOST_DEATHS}
         scheduler = SpecCluster(
