@@ -379,13 +379,13 @@ class TestRates:
     ) -> None:
         options = {"optimizers": "SGD,LBFGS", "learning_rates": 2, "seeds": 5}
         whole = self.train(**options)
-        assert len(at_once.jobs) == 4, "LBFGS at three rates, and SGD at once"
+        assert len(at_once.jobs) == 5, "LBFGS at four rates, and SGD at once"
         monkeypatch.setattr("tasks.compare.SEEDS_ALONE", 2)
         monkeypatch.setattr("tasks.compare.seeds_at_once", lambda problem, rates: 3)
         at_once.jobs.clear()
         cut = self.train(**options)
         seeds = [[start.seed for start in job[-1]] for job in at_once.jobs]
-        assert seeds == [[0, 1], [2, 3], [4]] * 3 + [[0, 1, 2], [3, 4]]
+        assert seeds == [[0, 1], [2, 3], [4]] * 4 + [[0, 1, 2], [3, 4]]
         for one, other in zip(whole, cut, strict=True):
             for field in fields(Members):
                 if field.name != "seconds":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from fourfold.configuration import CompareConfig, PredictConfig
@@ -16,7 +17,7 @@ from fourfold.errors import RequestError, ServiceError
 from fourfold.onnx_file import ExportedModel
 from tasks import command_line
 from tasks.predict import prepare
-from tasks.workers import MOST_HELD, Job, Needs, Workers, check_workers, workers
+from tasks.workers import MOST_HELD, Job, Needs, Workers, check_workers, on_one_core, workers
 
 
 class Desk:
@@ -82,6 +83,14 @@ class TestResults:
             workers(1, 1, Needs(())) as pool,
         ):
             list(pool.results([Job("the bomb", partial(os._exit, 1))]))
+
+    def test_a_job_has_one_thread_whatever_its_process_has(self) -> None:
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(2)
+            assert on_one_core(torch.get_num_threads) == 1
+        finally:
+            torch.set_num_threads(before)
 
     def test_no_more_processes_are_started_than_can_have_something_to_do(self) -> None:
         with workers(64, 3, Needs(())) as pool:
