@@ -55,11 +55,17 @@ class TestResults:
         if in_order:
             assert found == sorted(found)
 
-    def test_no_more_jobs_are_under_way_than_workers_are_there(self) -> None:
-        desk = Desk(3, lambda running: running - 1)
-        coming = desk.workers().results(jobs(30))
-        for _ in range(28):
-            next(coming)
+    def test_no_more_jobs_are_under_way_than_workers_are_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tasks.workers.SECONDS_BETWEEN_LOOKS", 0.001)
+        desk = Desk(100, lambda running: 0)
+
+        def end_one() -> int:
+            if desk.under_way:
+                ended, work = desk.under_way.pop(0)
+                ended.set_result(work())
+            return 3
+
+        assert len(list(Workers(desk.submit, end_one, lambda error, job: None).results(jobs(30)))) == 30
         assert desk.most == 3
 
     def test_behind_a_slow_job_others_are_done_but_only_so_many(self) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
@@ -378,6 +378,11 @@ class TestSomebodys:
             made.scale(0)
             with pytest.raises(ServiceError, match="has had no worker for 1 s"):
                 list(pool.results([Job(str(n), partial(abs, n)) for n in range(3)]))
+
+    def test_what_is_cancelled_without_being_asked_for_is_the_schedulers_end(self) -> None:
+        told = workers_dask._explain("dask://h:1", CancelledError(), Job("a job", int))
+        assert isinstance(told, ServiceError)
+        assert "the scheduler of --workers dask://h:1 went away" in str(told)
 
     def test_a_scheduler_that_goes_away_ends_the_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(workers_dask, "SECONDS_TO_ANSWER", 1)  # how long the client looks for it again
