@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -28,6 +29,7 @@ import pytest
 
 pytest.importorskip("distributed", reason="the extra dask is not installed")
 
+import dask
 from distributed import Client, LocalCluster, Security
 
 from fourfold.comparison import contestants
@@ -329,10 +331,14 @@ class TestAnOwnerThatEnds:
 @contextmanager
 def somebodys(count: int = 1, threads: int = 1) -> Iterator[tuple[LocalCluster, str]]:
     """A cluster as others start it, here in threads of this process, and how it is asked for."""
-    with LocalCluster(
-        n_workers=count, threads_per_worker=threads, processes=False, host="127.0.0.1", protocol="tcp://",
-        dashboard_address=None, silence_logs=60,
-    ) as made:  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        dask.config.set({"temporary-directory": folder}),
+        LocalCluster(
+            n_workers=count, threads_per_worker=threads, processes=False, host="127.0.0.1", protocol="tcp://",
+            dashboard_address=None, silence_logs=60,
+        ) as made,
+    ):  # fmt: skip
         yield made, f"dask://{made.scheduler_address.removeprefix('tcp://')}"
 
 
