@@ -5,6 +5,7 @@
 # make bench-tables                      what ten million rows cost, in time beside a bare loop and in memory
 # make bench-faults                      what 200 kills of real trainings leave
 # make bench-checkpoints                 what checkpoints cost beside the same fit without
+# make bench-scaling                     what Dask's workers gain and cost beside one process
 # make bench-requests                    what thousands of random requests end with
 # make bench                             what a run costs beside a bare script, and what the gate finds and costs
 SHELL := /bin/bash
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test check bench bench-comparison bench-tables bench-faults bench-checkpoints bench-requests
+.PHONY: train test check bench bench-comparison bench-tables bench-faults bench-checkpoints bench-requests bench-scaling
 train: $(READY)
 	@$(BIN)/python flows/train_flow.py $(ARGS)
 
@@ -43,6 +44,9 @@ bench-checkpoints: $(READY)
 
 bench-requests: $(READY)
 	$(BIN)/python benchmarks/wrong_requests.py --cases 5000 $(ARGS)
+
+bench-scaling: $(READY)
+	$(BIN)/python benchmarks/scaling.py $(ARGS)
 
 # Installed anew only when what is to be installed has changed.
 $(READY): pyproject.toml constraints.txt

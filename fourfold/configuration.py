@@ -56,6 +56,23 @@ def _like(pattern: str, advice: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _whose_work(value: Any) -> Any:
+    """Read how many processes, or whose cluster; anything else is refused with what is allowed."""
+    text = str(value)
+    if value is None or (re.fullmatch(r"[0-9]{1,3}", text) and 1 <= int(text) <= MOST_PROCESSES):
+        return value if value is None else int(text)
+    if re.fullmatch(_CLUSTER, text):
+        return text
+    raise ValueError(f"should be a number from 1 to {MOST_PROCESSES}, dask, or dask://HOST:PORT")
+
+
+MOST_PROCESSES = 256
+_CLUSTER = r"^dask(://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):[0-9]{1,5})?$"
+# Both kinds with their bounds, for Prefect's form; what is wrong is told by the function in front of them.
+Workers = Annotated[
+    Annotated[int, Field(ge=1, le=MOST_PROCESSES)] | Annotated[str, Field(pattern=_CLUSTER)] | None,
+    BeforeValidator(_whose_work),
+]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_split_commas)]
 # What MLflow does not take in the name of a registered model; what turns the direction of text; what no text holds.
@@ -384,9 +401,12 @@ class CompareConfig(ProblemConfig):
         Field(description="compare optimizers whose place is known as well, and fail where they are elsewhere"),
     ] = False
     workers: Annotated[
-        int | None,
+        Workers,
         COMPARISON,
-        Field(ge=1, le=256, description="processes that train (default: one for each core)"),
+        Field(
+            description="who trains: so many processes, a Dask cluster of this machine's cores (dask), or one that is "
+            "there (dask://HOST:PORT) (default: a process for each core)"
+        ),
     ] = None
     register_winners: Annotated[
         bool,
@@ -454,7 +474,11 @@ class PredictConfig(FlowConfig):
     input: Annotated[
         str | None,
         DATA,
-        Field(min_length=1, description=".csv or .parquet file whose rows are predicted; it may hold further columns"),
+        Field(
+            min_length=1,
+            description=".csv or .parquet file whose rows are predicted, or a folder of .parquet files, which are read "
+            "in the order of their names; it may hold further columns",
+        ),
     ] = None
     at: Annotated[
         tuple[Annotated[tuple[Finite, ...], Field(min_length=1)], ...],
@@ -473,6 +497,14 @@ class PredictConfig(FlowConfig):
     overwrite: Annotated[
         bool, Parameter(negative=(), group=RESULT.group), Field(description="replace the output where it exists")
     ] = False
+    workers: Annotated[
+        Workers,
+        RUN,
+        Field(
+            description="who predicts, of a .parquet input: so many processes, a Dask cluster of this machine's cores "
+            "(dask), or one that is there (dask://HOST:PORT) (default: this process, on every core)"
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _has_rows_and_a_place_for_them(self) -> Self:

@@ -156,6 +156,11 @@ def why_not_stacked(problem: Problem, optimizer: OptimizerConfig) -> str:
     return _network_fault(problem) or _optimizer_fault(problem, optimizer)
 
 
+def seeds_at_once(problem: Problem, learning_rates: int) -> int:
+    """How many seeds one stack holds, each with that many learning rates: what bounds the memory."""
+    return max(1, MOST_NUMBERS_AT_ONCE // (_numbers_a_member(problem) * learning_rates))
+
+
 def train_population(
     problem: Problem, optimizer: OptimizerConfig, learning_rates: Sequence[float], *, stacked: bool
 ) -> Members:
@@ -173,7 +178,7 @@ def train_population(
         rows = [Members.joined(parts[first : first + width], axis=1) for first in range(0, len(parts), width)]
         return Members.joined(rows, axis=0)
     starts = problem.starts
-    size = max(1, MOST_NUMBERS_AT_ONCE // (_numbers_a_member(problem) * len(learning_rates)))
+    size = seeds_at_once(problem, len(learning_rates))
     chunks = [replace(problem, starts=starts[first : first + size]) for first in range(0, len(starts), size)]
     return Members.joined([_Stack(chunk).train(optimizer, learning_rates) for chunk in chunks], axis=1)
 

@@ -28,14 +28,18 @@ class Scorer:
         training: range, mean and deviation of the training's "features" and "targets", by column.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, threads: int = 0) -> None:
         """Load a model file's bytes.
+
+        Args:
+            threads: that predict together; 0 for one on each core.
 
         Raises:
             InputError: the file cannot be loaded, or does not say which columns it takes.
         """
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what it warns of was judged before, and what is wrong it raises as well
+        options.intra_op_num_threads = threads
         with _foreseen("load"):
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         (taken,) = self.session.get_inputs()

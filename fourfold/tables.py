@@ -1,6 +1,8 @@
 """CSV and Parquet files, read in chunks, and what of them a model can take. Needs no torch."""
 
 import csv
+import hashlib
+import os
 import re
 import shlex
 from collections import Counter
@@ -21,7 +23,7 @@ from fourfold.errors import RequestError, first_line
 
 CHUNK_ROWS = 65_536
 _CSV_BLOCK = 8 * 2**20  # bytes; the types of columns are judged by the first block
-_SNIFFED = 64 * 2**10
+_SNIFFED = _END = 64 * 2**10
 # A number as CSV spells it; what does not match is counted and shown when a column is refused as text.
 _NUMBER = r"(?i)^\s*[-+]?(\d+\.?\d*(e[-+]?\d+)?|\.\d+(e[-+]?\d+)?|inf|infinity|nan)\s*$"
 _WITH_COMMA = re.compile(r"\s*[-+]?\d*,\d+(e[-+]?\d+)?\s*", re.IGNORECASE)
@@ -71,12 +73,42 @@ class TableFile:
         """The columns that hold numbers or booleans, or nothing at all."""
         return tuple(field.name for field in self.schema if is_numeric(field.type))
 
-    def chunks(self, names: Sequence[str], text: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+    @property
+    def mark(self) -> str:
+        """Tells the file from others without reading all of it: its size, and a hash of its end.
+
+        There a Parquet file has the places and the statistics of all its columns.
+        """
+        with self.path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _END))
+            return f"{size}-{hashlib.sha256(file.read()).hexdigest()}"
+
+    def parts(self, rows: int) -> Iterator["Part"]:
+        """Cut the file into parts of at least that many rows: which rows are in which is the file's alone."""
+        if self.csv:
+            yield Part(self, None, 1)
+            return
+        with self.reading(), open_parquet(self.path) as file:
+            sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        groups: list[int] = []
+        first, size = 1, 0
+        for number, more in enumerate(sizes):
+            groups.append(number)
+            size += more
+            if size >= rows or number == len(sizes) - 1:
+                yield Part(self, tuple(groups), first)
+                first, size, groups = first + size, 0, []
+
+    def chunks(
+        self, names: Sequence[str], text: Sequence[str] = (), groups: Sequence[int] | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """The named columns, in that order, some ten thousands of rows at a time.
 
         Args:
             names: numeric columns; of a CSV file all but booleans come as float64.
             text: further columns, which of a CSV file come exactly as they are written.
+            groups: numbers of the row groups that are read of a Parquet file; None for all.
 
         Raises:
             RequestError: the file cannot be read to its end.
@@ -85,7 +117,7 @@ class TableFile:
         with self.reading():
             if self.csv is None:
                 with open_parquet(self.path) as file:
-                    yield from file.iter_batches(CHUNK_ROWS, columns=wanted)
+                    yield from file.iter_batches(CHUNK_ROWS, row_groups=groups, columns=wanted)
                 return
             types = {name: pa.string() if name in text else self._type_read(name) for name in wanted}
             with self.csv.open(self.path, include_columns=wanted, column_types=types) as reader:
@@ -147,6 +179,47 @@ class TableFile:
             return f"column {name!r} of {self.path}: {wrong} of {rows} values are {what}, first in {first}"
         held = "numbers stored as text; store them as numbers" if there else "text, though no value is there"
         return f"column {name!r} of {self.path} holds {held}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a file that are read together.
+
+    Attributes:
+        groups: row groups of a Parquet file, one after another; None for all of a CSV file.
+        first_row: its number in the file, from 1.
+    """
+
+    file: TableFile
+    groups: tuple[int, ...] | None
+    first_row: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        if self.groups is None:
+            return str(self.file.path)
+        return f"{self.file.path}, row groups {self.groups[0]} to {self.groups[-1]},"
+
+
+def open_tables(path: Path, option: str) -> tuple[TableFile, ...]:
+    """Look at a file, or at all .parquet files of a folder in the order of their names, which have the same columns.
+
+    Raises:
+        RequestError: no file there, one that `open_table` refuses, one whose columns are others than the first's.
+    """
+    if not is_folder(path):
+        return (open_table(path, option),)
+    names = [one for one in path.iterdir() if one.suffix.lower() in (".parquet", ".pq") and one.name[0] not in "._"]
+    if not names:
+        raise RequestError(f"{option} {path} is a folder without .parquet files; name a file, or put some there")
+    files = tuple(open_table(one, option) for one in sorted(names))
+    for file in files[1:]:
+        if not file.schema.equals(files[0].schema):
+            columns = [{f"{one.name} ({one.type})" for one in each.schema} for each in (files[0], file)]
+            other = listed(sorted(columns[0] ^ columns[1])) if columns[0] != columns[1] else "their order"
+            raise RequestError(f"{file.path} has other columns than {files[0].path}: {other}; give all files the same")
+    return files
 
 
 def open_table(path: Path, option: str = "--data") -> TableFile:

@@ -1,9 +1,8 @@
-"""The trainings of a comparison, spread over processes."""
+"""The trainings of a comparison, spread over workers."""
 
-import os
-from collections.abc import Sequence
-from concurrent.futures import Future, as_completed
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from fourfold.errors import RequestError
 from fourfold.fitting import batches_an_epoch, loss_of_the_mean, try_out
 from fourfold.least_squares import least_squares
 from fourfold.losses import LOSSES, is_squared, is_sum
-from fourfold.population import Members, Problem, Start, train_population, why_not_stacked
+from fourfold.population import Members, Problem, Start, seeds_at_once, train_population, why_not_stacked
 from models.linear import LinearRegression
 from tasks.build_model import BuiltModel, as_seen, build
 from tasks.make_data import load
@@ -23,10 +22,11 @@ from tasks.reporting import progress
 from tasks.request import check, two_rows
 from tasks.steps import step
 from tasks.train import fit_config
-from tasks.workers import workers
+from tasks.workers import Job, Needs, check_workers, workers
 
 # How far along from the constant mean's loss to least squares' own a loss counts as there.
 SHARE_LEFT_LINEAR, SHARE_LEFT_OTHERS = 1e-4, 0.1
+SEEDS_ALONE = 10  # that one worker trains one by one before it is given others
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def check_comparison(config: CompareConfig) -> tuple[Contestant, ...]:
     Of `all`, those that cannot train this model are left out; one that was asked for by name is refused.
     """
     asked = contestants(config.optimizers)
+    check_workers(config.workers, _needs(config))
     training = check(config.training())
     data = load(training)
     batches = batches_an_epoch(len(data.x), config.batch_size)
@@ -91,40 +92,79 @@ def pose(config: CompareConfig, data: Dataset) -> Posed:
     return Posed(problem, built, rounding_floor(reported, config.loss_name))
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Trainings of one optimizer that are done together: which ones is the request's alone, whoever does them.
+
+    Attributes:
+        number: of the optimizer.
+        rates: learning rates.
+        seeds: the numbers of the first and of the one behind the last.
+    """
+
+    number: int
+    rates: tuple[float, ...]
+    seeds: tuple[int, int]
+
+
 @step(name="train all members")
 def train_members(config: CompareConfig, posed: Posed, entrants: Sequence[Contestant]) -> list[Standing]:
-    """Train every contestant at every learning rate from every seed, spread over processes."""
+    """Train every contestant at every learning rate from every seed, spread over workers."""
     problem = posed.problem
     rates = [rates_of(config, one) for one in entrants]
     alone = [why_not_stacked(problem, one.optimizer) for one in entrants]
-    jobs: list[tuple[int, list[float]]] = []
-    # Those that go one by one take longest: they come first, and each learning rate may go to another process.
-    for number in sorted(range(len(entrants)), key=lambda number: not alone[number]):
-        jobs += [(number, [lr]) for lr in rates[number]] if alone[number] else [(number, rates[number])]
-    total = sum(map(len, rates)) * len(problem.starts)
-    parts: list[dict[float, Members]] = [{} for _ in entrants]
+    # Those that go one by one take longest: they come first.
+    order = sorted(range(len(entrants)), key=lambda number: not alone[number])
+    chunks = [chunk for number in order for chunk in _cut(problem, number, rates[number], bool(alone[number]))]
+    jobs = (_job(problem, entrants[chunk.number], chunk, stacked=not alone[chunk.number]) for chunk in chunks)
+    parts: list[dict[Chunk, Members]] = [{} for _ in entrants]
     done, lowest = 0, np.inf
     with (
-        workers(min(config.workers or os.cpu_count() or 1, len(jobs))) as pool,
-        progress("comparing", total, "training") as report,
+        workers(config.workers, len(chunks), _needs(config)) as pool,
+        progress("comparing", sum(map(len, rates)) * len(problem.starts), "training") as report,
     ):
-        futures: dict[Future[Members], tuple[int, list[float]]] = {
-            pool.submit(
-                train_population, problem, entrants[number].optimizer, some, stacked=not alone[number]
-            ): (number, some)
-            for number, some in jobs
-        }  # fmt: skip
-        for future in as_completed(futures):
-            number, some = futures[future]
-            members = future.result()
-            parts[number][some[0]] = members
+        for place, members in pool.results(jobs):
+            parts[chunks[place].number][chunks[place]] = members
             done += members.loss.size
             lowest = min(lowest, float(np.where(members.diverged, np.inf, members.loss).min()))
             report(done, lowest)
     return [
-        standing(one, Members.joined([part[lr] for lr in sorted(part)], axis=0), _grid(config, one), config.lr, why)
+        standing(one, _joined(part), _grid(config, one), config.lr, why)
         for one, why, part in zip(entrants, alone, parts, strict=True)
     ]
+
+
+def _needs(config: CompareConfig) -> Needs:
+    """What of a worker decides the bits that it trains."""
+    return Needs(("torch", "numpy"), config.model.rpartition(":")[0], torch=True)
+
+
+def _cut(problem: Problem, number: int, rates: Sequence[float], alone: bool) -> Iterator[Chunk]:
+    """Of trainings that go one by one each learning rate and some seeds; of others as many seeds as one stack holds."""
+    seeds = len(problem.starts)
+    size = SEEDS_ALONE if alone else seeds_at_once(problem, len(rates))
+    for some in [(lr,) for lr in rates] if alone else [tuple(rates)]:
+        for first in range(0, seeds, size):
+            yield Chunk(number, some, (first, min(first + size, seeds)))
+
+
+def _job(problem: Problem, one: Contestant, chunk: Chunk, *, stacked: bool) -> Job[Members]:
+    first, behind = chunk.seeds
+    starts = problem.starts[first:behind]
+    lr = f"{chunk.rates[0]:g}" + (f" to {chunk.rates[-1]:g}" if chunk.rates[1:] else "")
+    name = f"{one.label} at lr {lr}, seeds {starts[0].seed} to {starts[-1].seed},"
+    return Job(
+        name,
+        partial(train_population, replace(problem, starts=starts), one.optimizer, chunk.rates, stacked=stacked),
+    )
+
+
+def _joined(parts: Mapping[Chunk, Members]) -> Members:
+    """All trainings of one optimizer, in rising learning rates and seeds, in whatever order they were done."""
+    rows: dict[tuple[float, ...], list[Members]] = {}
+    for chunk in sorted(parts, key=lambda chunk: (chunk.rates, chunk.seeds)):
+        rows.setdefault(chunk.rates, []).append(parts[chunk])
+    return Members.joined([Members.joined(row, axis=1) for row in rows.values()], axis=0)
 
 
 def rates_of(config: CompareConfig, one: Contestant) -> list[float]:

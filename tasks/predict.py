@@ -1,11 +1,14 @@
-"""Predictions for the rows of a file, chunk by chunk, by onnxruntime alone."""
+"""Predictions for the rows of files, chunk by chunk and in order, by onnxruntime alone."""
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +18,35 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from fourfold.configuration import PredictConfig
-from fourfold.drift import Drift, Range, drift
+from fourfold.drift import Drift
 from fourfold.durable import put_in_place
 from fourfold.errors import RequestError
 from fourfold.onnx_file import file_sha256
 from fourfold.processes import part_of, remove_left_parts
 from fourfold.scoring import InputError, Scorer
 from fourfold.structure import Refused
-from fourfold.tables import TableFile, ahead, check_points, is_file, is_folder, is_numeric, listed, numbers, open_table
+from fourfold.tables import (
+    Part,
+    TableFile,
+    ahead,
+    check_points,
+    is_file,
+    is_folder,
+    is_numeric,
+    listed,
+    open_tables,
+)
 from tasks.find_model import FoundModel, locate
+from tasks.predict_chunks import Kept, Scored, Seen, chunks_of, matrix, score, score_elsewhere
 from tasks.reporting import progress
 from tasks.steps import step
 from tasks.tracking import RunRecord
+from tasks.workers import Job, Needs, check_workers, workers
 
 PREDICTED = "predicted_"
-Kept = dict[str, pa.Array]
+# Of a part, which one worker predicts at a time: a quarter of a second's work, beside which handing it out is little.
+PART_ROWS = 2**20
+NEEDS = Needs(("onnxruntime", "numpy", "pyarrow"))
 
 
 @dataclass(frozen=True)
@@ -37,19 +54,31 @@ class Ready:
     """A request whose parts fit together.
 
     Attributes:
-        sha256: of the model file.
-        file: of the rows, None where points are asked for.
+        content, sha256: of the model file.
+        files: of the rows, none where points are asked for.
         keep: columns to write beside the predictions.
         output: where to write, None for nowhere.
     """
 
+    config: PredictConfig
     found: FoundModel
+    content: bytes
     sha256: str
     scorer: Scorer
-    file: TableFile | None
+    files: tuple[TableFile, ...]
     points: np.ndarray
     keep: tuple[str, ...]
     output: Path | None
+
+    @property
+    def rows(self) -> int | None:
+        """How many there are; None where only reading tells."""
+        counts = [file.rows for file in self.files]
+        return None if None in counts else sum(filter(None, counts)) or len(self.points)
+
+    def parts(self) -> Iterator[Part]:
+        """All rows of the files, in order."""
+        return chain.from_iterable(file.parts(PART_ROWS) for file in self.files)
 
 
 @dataclass(frozen=True)
@@ -76,13 +105,18 @@ def prepare(config: PredictConfig) -> Ready:
     """
     output = _check_output(Path(config.output), config) if config.output else None
     found = locate(config.model)
-    scorer, sha256 = _open(found)
-    file = open_table(Path(config.input), "--input") if config.input else None
+    scorer, content, sha256 = _open(found)
+    files = open_tables(Path(config.input), "--input") if config.input else ()
+    if config.workers is not None and not (files and files[0].csv is None):
+        raise RequestError(
+            f"--workers {config.workers} needs a .parquet --input, whose row groups can be read apart; leave it out"
+        )
+    check_workers(config.workers, NEEDS)
     check_points(config.at, scorer.features)
-    keep = config.keep if file else scorer.features
-    ready = Ready(found, sha256, scorer, file, np.array(config.at), keep, output)
-    if file:
-        _check_columns(file, scorer, keep)
+    keep = config.keep if files else scorer.features
+    ready = Ready(config, found, content, sha256, scorer, files, np.array(config.at), keep, output)
+    if files:
+        _check_columns(files[0], scorer, keep)
     first = next(_chunks(ready), None)
     if first is None:
         raise RequestError(f"--input {config.input} has no rows")
@@ -96,11 +130,11 @@ def prepare(config: PredictConfig) -> Ready:
     return ready
 
 
-def _open(found: FoundModel) -> tuple[Scorer, str]:
-    """Load a model that is what it was registered as, and whose structure is sound; gives its SHA-256 as well."""
+def _open(found: FoundModel) -> tuple[Scorer, bytes, str]:
+    """Load a model that is what it was registered as, and sound; gives its bytes and SHA-256 as well."""
     try:
         content, sha256 = found.read()
-        return Scorer(content), sha256
+        return Scorer(content), content, sha256
     except OSError as error:
         raise RequestError(f"{found.name} cannot be read: {error.strerror or error}") from error
     except (Refused, InputError) as error:
@@ -111,74 +145,75 @@ def _open(found: FoundModel) -> tuple[Scorer, str]:
 def predict(ready: Ready, record: RunRecord, folder: Path) -> Predicted:
     """Predict all rows, write them beside their keys, and record what was seen."""
     scorer, training = ready.scorer, ready.scorer.training
-    inputs = _Seen(scorer.features, training.get("features"))
-    outputs = _Seen(scorer.targets, training.get("targets"))
+    inputs = Seen.none(scorer.features)
+    outputs = Seen.none(scorer.targets)
     points: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
     started = time.perf_counter()
     with (
         ThreadPoolExecutor(1) as beside,
         _writer(ready.output) as write,
-        progress("predicting", ready.file.rows if ready.file else len(ready.points), "row") as report,
+        progress("predicting", ready.rows, "row") as report,
     ):
-        digest = beside.submit(file_sha256, ready.file.path) if ready.file else None
-        for kept, x in ahead(lambda: _chunks(ready)):
-            y = scorer.predict(x)
-            inputs.add(x)
-            outputs.add(y)
-            write(kept | {f"{PREDICTED}{name}": pa.array(y[:, number]) for number, name in enumerate(scorer.targets)})
-            if not ready.file:
+        digest = beside.submit(_sha256, ready.files)
+        for scored in _scored(ready):
+            y = scored.y
+            inputs, outputs = inputs.joined(scored.inputs), outputs.joined(scored.outputs)
+            write(
+                scored.kept
+                | {f"{PREDICTED}{name}": pa.array(y[:, number]) for number, name in enumerate(scorer.targets)}
+            )
+            if not ready.files:
+                x = ready.points.astype(scorer.dtype)
                 points += [(tuple(row), tuple(answer)) for row, answer in zip(x.tolist(), y.tolist(), strict=True)]
             report(outputs.rows)
-        record.tags({"input.sha256": digest.result() if digest else None})
+        record.tags({"input.sha256": digest.result()})
     record.metrics({"rows": outputs.rows, "seconds": time.perf_counter() - started})
-    predicted = Predicted(outputs.rows, tuple(points), inputs.drift(), outputs.drift())
+    drifts = (
+        inputs.drift(scorer.features, training.get("features")),
+        outputs.drift(scorer.targets, training.get("targets")),
+    )
+    predicted = Predicted(outputs.rows, tuple(points), *drifts)
     _record(ready, predicted, record, folder)
     return predicted
 
 
-class _Seen:
-    """What went by, beside what the training had."""
-
-    def __init__(self, names: Sequence[str], training: Mapping[str, Any] | None) -> None:
-        self.names, self.training, self.rows = names, training, 0
-        self.range = Range.empty(len(names))
-        self.outside = np.zeros(len(names))
-        if training:
-            self.low, self.high = (np.array([training[name][end] for name in names]) for end in ("low", "high"))
-
-    def add(self, values: np.ndarray) -> None:
-        here = Range.of(values)
-        self.rows += len(values)
-        self.range = self.range.joined(here)
-        if self.training:
-            for number in np.flatnonzero((here.low < self.low) | (here.high > self.high)):
-                column = values[:, number]
-                self.outside[number] += np.count_nonzero((column < self.low[number]) | (column > self.high[number]))
-
-    def drift(self) -> tuple[Drift, ...]:
-        return tuple(drift(self.names, self.range, self.outside, self.training)) if self.training else ()
+def _scored(ready: Ready) -> Iterator[Scored]:
+    """All chunks, in order: predicted here, each read while the one before is predicted, or part by part elsewhere."""
+    if ready.config.workers is None:
+        for kept, x in ahead(lambda: _chunks(ready)):
+            yield score(ready.scorer, kept, x)
+        return
+    marks = {file.path: file.mark for file in ready.files}
+    parts = list(ready.parts())
+    jobs = (
+        Job(
+            f"the prediction of {part.name}",
+            partial(score_elsewhere, ready.content, part, marks[part.file.path], ready.keep),
+        )
+        for part in parts
+    )
+    with workers(ready.config.workers, len(parts), NEEDS) as pool:
+        for _, chunks in pool.results(jobs, in_order=True):
+            yield from chunks
 
 
 def _chunks(ready: Ready) -> Iterator[tuple[Kept, np.ndarray]]:
     """The columns to keep, and the model's input, some ten thousands of rows at a time."""
-    scorer, file = ready.scorer, ready.file
-    if file is None:
+    scorer = ready.scorer
+    if not ready.files:
         columns = dict(zip(scorer.features, ready.points.T, strict=True))
-        yield {name: pa.array(column) for name, column in columns.items()}, _matrix(scorer, columns, "--at", 1)
-        return
-    done = 0
-    text = [name for name in ready.keep if name not in scorer.features]
-    for batch in file.chunks(scorer.features, text):
-        columns = {name: numbers(batch.column(name)) for name in scorer.features}
-        yield {name: batch.column(name) for name in ready.keep}, _matrix(scorer, columns, str(file.path), done + 1)
-        done += batch.num_rows
+        yield {name: pa.array(column) for name, column in columns.items()}, matrix(scorer, columns, "--at", 1)
+    for part in ready.parts():
+        yield from chunks_of(part, scorer, ready.keep)
 
 
-def _matrix(scorer: Scorer, columns: Mapping[str, np.ndarray], where: str, first_row: int) -> np.ndarray:
-    try:
-        return scorer.matrix(columns, first_row)
-    except InputError as error:
-        raise RequestError(f"{where}: {error}") from error
+def _sha256(files: Sequence[TableFile]) -> str | None:
+    """Of a file's bytes; of a folder's files, that of the lines which `sha256sum` prints for them; None for none."""
+    hashes = [file_sha256(file.path) for file in files]
+    if len(hashes) < 2:
+        return next(iter(hashes), None)
+    lines = (f"{one}  {file.path.name}\n" for one, file in zip(hashes, files, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _check_columns(file: TableFile, scorer: Scorer, keep: Sequence[str]) -> None:
@@ -233,6 +268,10 @@ def _check_output(path: Path, config: PredictConfig) -> Path:
         raise RequestError(f"--output {path} exists; --overwrite replaces a file")
     if exists and config.input and is_file(Path(config.input)) and path.samefile(config.input):
         raise RequestError(f"--output {path} is the file of --input; give it another name")
+    if config.input and is_folder(Path(config.input)) and path.parent.samefile(config.input):
+        raise RequestError(
+            f"--output {path} lies among the files of --input, and would be one of them; give it another folder"
+        )
     if not os.access(path.parent, os.W_OK):
         raise RequestError(f"--output {path}: the folder {path.parent} cannot be written to")
     return path
@@ -276,7 +315,7 @@ def _record(ready: Ready, predicted: Predicted, record: RunRecord, folder: Path)
             "model": found.name,
             "model.run_id": found.run_id,
             "model.sha256": ready.sha256,
-            "input": str(ready.file.path) if ready.file else None,
+            "input": ready.config.input,
             "output": str(ready.output) if ready.output else None,
         }
     )

@@ -20,6 +20,7 @@ import onnxscript  # noqa: F401 - of the export, which imports it late
 
 from flows.train_flow import train_flow
 from tasks.request import check_optimizer
+from tasks.start import typed
 
 
 def main(count: int, name: str, folder: Path) -> None:
@@ -39,12 +40,7 @@ def main(count: int, name: str, folder: Path) -> None:
 def _train(config: TrainConfig, told: Path) -> None:
     sys.stdout, sys.stderr = told.with_suffix(".out").open("w"), told.with_suffix(".err").open("w")
 
-    def work(config: TrainConfig) -> object:
-        services.check_tracking()
-        with server.ready():
-            return train_flow(config)
-
-    command_line.run(command_line.Request(config, json=True, verbose=False), "train", work)
+    typed(command_line.Request(config, json=True, verbose=False), train_flow, server)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from fourfold.population import Members, Start, train_population
 from tasks.build_model import build
 from tasks.compare import Posed, check_comparison, distances, pose, train_members
 from tasks.make_data import load
+from tasks.workers import Needs, Workers
 
 
 @pytest.fixture
@@ -309,26 +311,21 @@ class TestTrainMembers:
 
 
 class NoProcesses:
-    """In place of a pool: what it is given it does at once, here."""
+    """In place of workers: what they are given is done at once, here."""
 
     def __init__(self) -> None:
         self.jobs: list[tuple[Any, ...]] = []
         self.counts: list[int] = []
 
-    def __call__(self, count: int) -> "NoProcesses":
-        self.counts.append(count)
-        return self
+    @contextmanager
+    def __call__(self, asked: int | str | None, most: int, needs: Needs) -> Iterator[Workers]:
+        self.counts.append(most)
+        yield Workers(self.submit, lambda: 1, lambda error, job: None)
 
-    def __enter__(self) -> "NoProcesses":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def submit(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        self.jobs.append((*arguments[1:], options))
+    def submit(self, _: Callable[..., Any], work: Any) -> "Future[Any]":
+        self.jobs.append((*work.args[1:], work.args[0].starts))
         future: Future[Any] = Future()
-        future.set_result(function(*arguments, **options))
+        future.set_result(work())
         return future
 
 
@@ -376,6 +373,24 @@ class TestRates:
         assert [job[0].name for job in at_once.jobs] == ["LBFGS"] * 4 + ["SGD"]
         assert [len(job[1]) for job in at_once.jobs] == [1, 1, 1, 1, 4]
         assert at_once.counts == [5], "no more processes than jobs"
+
+    def test_what_is_cut_into_chunks_is_put_together_again_in_the_order_of_rates_and_seeds(
+        self, at_once: NoProcesses, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        options = {"optimizers": "SGD,LBFGS", "learning_rates": 2, "seeds": 5}
+        whole = self.train(**options)
+        assert len(at_once.jobs) == 5, "LBFGS at four rates, and SGD at once"
+        monkeypatch.setattr("tasks.compare.SEEDS_ALONE", 2)
+        monkeypatch.setattr("tasks.compare.seeds_at_once", lambda problem, rates: 3)
+        at_once.jobs.clear()
+        cut = self.train(**options)
+        seeds = [[start.seed for start in job[-1]] for job in at_once.jobs]
+        assert seeds == [[0, 1], [2, 3], [4]] * 4 + [[0, 1, 2], [3, 4]]
+        for one, other in zip(whole, cut, strict=True):
+            for field in fields(Members):
+                if field.name != "seconds":
+                    here, there = getattr(one.members, field.name), getattr(other.members, field.name)
+                    assert here.tobytes() == there.tobytes(), f"{one.label}: {field.name}"
 
     def test_the_controls_are_trained_like_all_others(self, at_once: NoProcesses) -> None:
         config = CompareConfig(**SMALL)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,60 @@ def test_an_output_that_somebody_made_meanwhile_is_left_as_it_is(model: str, rec
         predict.fn(ready, record, tmp_path)
     assert output.read_text() == "theirs"
     assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two files of 40 rows in row groups of 10, whose names are in another order than they were written."""
+    made = tmp_path / "rows"
+    made.mkdir()
+    for name, first in (("b.parquet", 40), ("a.parquet", 0)):
+        table(made / name, 40, key=np.arange(first, first + 40))
+        pq.write_table(pq.read_table(made / name), made / name, row_group_size=10)
+    (made / "notes.txt").write_text("no table")
+    return made
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_folders_files_are_predicted_in_the_order_of_their_names(
+    workers: int | None, folder: Path, model: str, record: RunRecord, store: MlflowClient, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("tasks.predict.PART_ROWS", 25)
+    output = tmp_path / "o.parquet"
+    made = run(record, tmp_path, model=model, input=str(folder), output=str(output), keep="key", workers=workers)
+    assert made.rows == 80
+    written = pd.read_parquet(output)
+    assert written["key"].tolist() == list(range(80))
+    rows = pd.concat([pd.read_parquet(folder / name) for name in ("a.parquet", "b.parquet")])
+    np.testing.assert_allclose(written["predicted_price"], by_hand(rows), rtol=1e-5, atol=1e-5)
+    printed = subprocess.run(
+        ["sha256sum", "a.parquet", "b.parquet"], cwd=folder, capture_output=True, check=True
+    ).stdout
+    assert store.get_run(record.run_id).data.tags["input.sha256"] == hashlib.sha256(printed).hexdigest()
+
+
+def test_a_fault_is_told_with_its_row_in_its_file_whatever_the_parts(
+    folder: Path, model: str, record: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.predict.PART_ROWS", 20)
+    bad = np.zeros(40, dtype=np.float32)
+    bad[36] = np.inf
+    table(folder / "b.parquet", 40, key=np.arange(40), area=bad)
+    pq.write_table(pq.read_table(folder / "b.parquet"), folder / "b.parquet", row_group_size=10)
+    with pytest.raises(RequestError, match=r"b.parquet: column 'area' is inf in row 37"):
+        run(record, tmp_path, model=model, input=str(folder), output=str(tmp_path / "o.parquet"))
+
+
+def test_a_folder_that_is_no_table_is_refused(folder: Path, model: str, tmp_path: Path) -> None:
+    def refused(match: str, **options: Any) -> None:
+        with pytest.raises(RequestError, match=match):
+            prepare(
+                PredictConfig(**{"model": model, "input": str(folder), "output": str(tmp_path / "o.csv")} | options)
+            )
+
+    refused("--output .* lies among the files of --input", output=str(folder / "scored.parquet"))
+    table(folder / "c.parquet", 3, key=["x", "y", "z"])
+    refused(r"c.parquet has other columns than .*a.parquet: key \(int64\), key \(string\); give all files the same")
+    (tmp_path / "empty").mkdir()
+    refused("--input .*empty is a folder without .parquet files", input=str(tmp_path / "empty"))
