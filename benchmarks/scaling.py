@@ -21,13 +21,14 @@ import pyarrow.parquet
 
 COLUMNS, GROUP = 20, 2**20
 NAMES = [f"x{number}" for number in range(COLUMNS)]
+ONE_CORE, ALL_CORES = "one", "all"
 COMPARED = ("SGD", "Adagrad", "Adam", "Adamax", "ASGD", "RMSprop", "Rprop", "LBFGS")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement (default 3)")
-    parser.add_argument("--seeds", type=int, default=600, help="of the comparison; at least 30 s of work (default 600)")
+    parser.add_argument("--seeds", type=int, default=80, help="of the comparison; at least 30 s of work (default 80)")
     parser.add_argument("--rows", type=int, default=100_000_000, help="that are predicted (default 100,000,000)")
     parser.add_argument("--workers", type=int, default=2, help="processes of Dask's cluster (default 2)")
     parser.add_argument("--only", choices=["compare", "predict", "overhead"], help="one of the measurements")
@@ -37,33 +38,39 @@ def main() -> None:
         what, workers, folder = asked.side
         cores = asked.workers
         os.cpu_count = lambda: cores  # so many workers has a cluster of this machine
-        print(json.dumps(SIDES[what](int(workers) if workers.isdigit() else workers, Path(folder), asked)))
+        if workers == ONE_CORE:
+            os.sched_setaffinity(0, {0})
+        given = {ONE_CORE: None, ALL_CORES: None, "1": 1}.get(workers, workers)
+        print(json.dumps(SIDES[what](given, Path(folder), asked)))
         return
     print(f"{os.cpu_count()} cores, {asked.workers} workers, {asked.repeats} repeats")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         os.environ["PREFECT_HOME"] = f"{folder}/prefect"
         if asked.only in (None, "compare"):
-            _against("compare", "trainings", folder, asked)
+            _against("compare", "trainings", ["1"], folder, asked)
         if asked.only in (None, "predict"):
             _write(Path(folder), asked.rows)
-            _against("predict", "rows", folder, asked)
+            # Without workers a prediction has a thread for each core: that is what workers are measured against, too.
+            _against("predict", "rows", [ONE_CORE, ALL_CORES], folder, asked)
         if asked.only in (None, "overhead"):
             _overhead(folder, asked)
 
 
-def _against(what: str, unit: str, folder: str, asked: argparse.Namespace) -> None:
-    taken: dict[str, list[float]] = {"1": [], "dask": []}
+def _against(what: str, unit: str, alone: list[str], folder: str, asked: argparse.Namespace) -> None:
+    taken: dict[str, list[float]] = {side: [] for side in [*alone, "dask"]}
     amount = 0
     for _ in range(asked.repeats):
         for workers, seconds in taken.items():
             ended = _side(what, workers, folder, asked)
             seconds.append(ended["seconds"])
             amount = ended["amount"]
-    one, spread = (statistics.median(seconds) for seconds in taken.values())
-    print(f"{what}: {amount} {unit}: one process {one:.1f} s, {asked.workers} workers of Dask {spread:.1f} s, "
-          f"{one / spread:.2f} times  [at least 1.6 on two cores, of work of at least 30 s]")  # fmt: skip
-    print(f"{what}: {amount / one:.0f} {unit} a second on one process, {amount / spread / asked.workers:.0f} a worker")
+    *others, spread = (statistics.median(seconds) for seconds in taken.values())
+    for side, one in zip(alone, others, strict=True):
+        name = "one process" + ("" if side == "1" else f" of {side} core{'s' * (side == ALL_CORES)}")
+        print(f"{what}: {amount} {unit}: {name} {one:.1f} s, {asked.workers} workers of Dask {spread:.1f} s, "
+              f"{one / spread:.2f} times; {amount / one:.0f} {unit} a second")  # fmt: skip
+    print(f"{what}: {amount / spread / asked.workers:.0f} {unit} a second and worker")
 
 
 def _overhead(folder: str, asked: argparse.Namespace) -> None:
@@ -82,7 +89,7 @@ def _side(what: str, workers: str, folder: str, asked: argparse.Namespace) -> di
     return found
 
 
-def compare(workers: int | str, folder: Path, asked: argparse.Namespace) -> dict[str, float]:
+def compare(workers: int | str | None, folder: Path, asked: argparse.Namespace) -> dict[str, float]:
     """The step that trains, workers' start included."""
     from fourfold.comparison import contestants
     from fourfold.configuration import CompareConfig
@@ -97,7 +104,7 @@ def compare(workers: int | str, folder: Path, asked: argparse.Namespace) -> dict
     return {"seconds": seconds, "amount": sum(one.members.loss.size for one in standings)}
 
 
-def predict(workers: int | str, folder: Path, asked: argparse.Namespace) -> dict[str, float]:
+def predict(workers: int | str | None, folder: Path, asked: argparse.Namespace) -> dict[str, float]:
     """The step that predicts, with the output written."""
     from fourfold.configuration import PredictConfig
     from tasks import services
@@ -117,7 +124,7 @@ def predict(workers: int | str, folder: Path, asked: argparse.Namespace) -> dict
         return {"seconds": time.perf_counter() - started, "amount": predicted.rows}
 
 
-def overhead(workers: int | str, folder: Path, asked: argparse.Namespace) -> dict[str, float]:
+def overhead(workers: int | str | None, folder: Path, asked: argparse.Namespace) -> dict[str, float]:
     """Of a cluster of this machine: until its first answer, until the first of work that needs torch, and a job's."""
     from tasks.workers import Job, Needs
     from tasks.workers import workers as begun

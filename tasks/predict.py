@@ -37,7 +37,7 @@ from fourfold.tables import (
     open_tables,
 )
 from tasks.find_model import FoundModel, locate
-from tasks.predict_chunks import Kept, Scored, Seen, chunks_of, matrix, score, score_elsewhere
+from tasks.predict_chunks import Kept, Scored, Seen, chunks_of, hash_elsewhere, matrix, score, score_elsewhere
 from tasks.reporting import progress
 from tasks.steps import step
 from tasks.tracking import RunRecord
@@ -149,13 +149,12 @@ def predict(ready: Ready, record: RunRecord, folder: Path) -> Predicted:
     outputs = Seen.none(scorer.targets)
     points: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
     started = time.perf_counter()
+    hashes: list[str] = []
     with (
-        ThreadPoolExecutor(1) as beside,
         _writer(ready.output) as write,
         progress("predicting", ready.rows, "row") as report,
     ):
-        digest = beside.submit(_sha256, ready.files)
-        for scored in _scored(ready):
+        for scored in _scored(ready, hashes):
             y = scored.y
             inputs, outputs = inputs.joined(scored.inputs), outputs.joined(scored.outputs)
             write(
@@ -166,7 +165,7 @@ def predict(ready: Ready, record: RunRecord, folder: Path) -> Predicted:
                 x = ready.points.astype(scorer.dtype)
                 points += [(tuple(row), tuple(answer)) for row, answer in zip(x.tolist(), y.tolist(), strict=True)]
             report(outputs.rows)
-        record.tags({"input.sha256": digest.result()})
+        record.tags({"input.sha256": _sha256(hashes, ready.files)})
     record.metrics({"rows": outputs.rows, "seconds": time.perf_counter() - started})
     drifts = (
         inputs.drift(scorer.features, training.get("features")),
@@ -177,24 +176,34 @@ def predict(ready: Ready, record: RunRecord, folder: Path) -> Predicted:
     return predicted
 
 
-def _scored(ready: Ready) -> Iterator[Scored]:
-    """All chunks, in order: predicted here, each read while the one before is predicted, or part by part elsewhere."""
+def _scored(ready: Ready, hashes: list[str]) -> Iterator[Scored]:
+    """All chunks, in order; the hash of each file is added to a list.
+
+    They are predicted here, each read while the one before is predicted, or part by part elsewhere.
+    """
     if ready.config.workers is None:
-        for kept, x in ahead(lambda: _chunks(ready)):
-            yield score(ready.scorer, kept, x)
+        with ThreadPoolExecutor(1) as beside:
+            known = beside.submit(lambda: [file_sha256(file.path) for file in ready.files])
+            for kept, x in ahead(lambda: _chunks(ready)):
+                yield score(ready.scorer, kept, x)
+            hashes += known.result()
         return
-    marks = {file.path: file.mark for file in ready.files}
-    parts = list(ready.parts())
-    jobs = (
-        Job(
-            f"the prediction of {part.name}",
-            partial(score_elsewhere, ready.content, part, marks[part.file.path], ready.keep),
-        )
-        for part in parts
-    )
-    with workers(ready.config.workers, len(parts), NEEDS) as pool:
-        for _, chunks in pool.results(jobs, in_order=True):
-            yield from chunks
+    jobs = list(_jobs(ready))
+    with workers(ready.config.workers, len(jobs), NEEDS) as pool:
+        for _, result in pool.results(jobs, in_order=True):
+            if isinstance(result, str):
+                hashes.append(result)
+            else:
+                yield from result
+
+
+def _jobs(ready: Ready) -> Iterator[Job[str | list[Scored]]]:
+    """What workers do; they hash the files as well, since one process could not read what many predict."""
+    for file in ready.files:
+        mark = file.mark
+        yield Job(f"the hash of {file.path.name}", partial(hash_elsewhere, file, mark))
+        for part in file.parts(PART_ROWS):
+            yield Job(f"the prediction of {part.name}", partial(score_elsewhere, ready.content, part, mark, ready.keep))
 
 
 def _chunks(ready: Ready) -> Iterator[tuple[Kept, np.ndarray]]:
@@ -207,9 +216,8 @@ def _chunks(ready: Ready) -> Iterator[tuple[Kept, np.ndarray]]:
         yield from chunks_of(part, scorer, ready.keep)
 
 
-def _sha256(files: Sequence[TableFile]) -> str | None:
+def _sha256(hashes: Sequence[str], files: Sequence[TableFile]) -> str | None:
     """Of a file's bytes; of a folder's files, that of the lines which `sha256sum` prints for them; None for none."""
-    hashes = [file_sha256(file.path) for file in files]
     if len(hashes) < 2:
         return next(iter(hashes), None)
     lines = (f"{one}  {file.path.name}\n" for one, file in zip(hashes, files, strict=True))

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from fourfold.drift import Drift, Range, drift
 from fourfold.errors import RequestError, ServiceError
+from fourfold.onnx_file import file_sha256
 from fourfold.scoring import InputError, Scorer
-from fourfold.tables import Part, numbers
+from fourfold.tables import Part, TableFile, numbers
 
 Kept = dict[str, pa.Array]
 
@@ -101,17 +102,27 @@ def score(scorer: Scorer, kept: Kept, x: np.ndarray) -> Scored:
 
 def score_elsewhere(content: bytes, part: Part, mark: str, keep: Sequence[str]) -> list[Scored]:
     """Predict a part of a file, which must be here what it is where the work is handed out."""
+    _check_same(part.file, mark)
+    scorer = _scorer(content)
+    return [score(scorer, kept, x) for kept, x in chunks_of(part, scorer, keep)]
+
+
+def hash_elsewhere(file: TableFile, mark: str) -> str:
+    """The SHA-256 of such a file."""
+    _check_same(file, mark)
+    return file_sha256(file.path)
+
+
+def _check_same(file: TableFile, mark: str) -> None:
     try:
-        found = part.file.mark
+        found = file.mark
     except OSError as error:
         found = error.strerror or str(error)
     if found != mark:
         raise ServiceError(
-            f"{part.file.path} on {socket.gethostname()} is not the file that the flow looked at ({found}); let all "
+            f"{file.path} on {socket.gethostname()} is not the file that the flow looked at ({found}); let all "
             "workers see the same folder under the same name"
         )
-    scorer = _scorer(content)
-    return [score(scorer, kept, x) for kept, x in chunks_of(part, scorer, keep)]
 
 
 @lru_cache(maxsize=1)  # a worker predicts many parts by one model

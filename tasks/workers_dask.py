@@ -43,12 +43,21 @@ SECONDS_TO_BOOT = 60
 SECONDS_TO_LEAVE = 2
 MOST_DEATHS = 2  # of workers that a job may survive
 _OURS = ("fourfold", "tasks", "models")
+# Python's lock is taken from the work each time that Dask looks at itself, a hundred times a second and more: 4 % of the
+# time of trainings one by one.
+_CALM = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+}
 _SETTINGS = {
+    **_CALM,
     "distributed.scheduler.http.routes": [],
     "distributed.comm.timeouts.connect": f"{SECONDS_TO_ANSWER}s",
     "distributed.admin.large-graph-warning-threshold": "1TB",  # a job has its rows with it
 }
 _SETTINGS_OF_WORKERS = {
+    **{f"DASK_{name.upper().replace('.', '__').replace('-', '_')}": str(value) for name, value in _CALM.items()},
     "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]",
     # Read when the libraries are imported: a worker for each core, and a thread for each worker.
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
