@@ -43,7 +43,7 @@ SECONDS_TO_BOOT = 60
 SECONDS_TO_LEAVE = 2
 MOST_DEATHS = 2  # of workers that a job may survive
 _OURS = ("fourfold", "tasks", "models")
-# Python's lock is taken from the work each time that Dask looks at itself, a hundred times a second and more: 4 % of the
+# Each time that Dask looks at itself, a hundred times a second and more, it takes Python's lock from the work: 4 % of the
 # time of trainings one by one.
 _CALM = {
     "distributed.worker.profile.enabled": False,
