@@ -43,8 +43,8 @@ SECONDS_TO_BOOT = 60
 SECONDS_TO_LEAVE = 2
 MOST_DEATHS = 2  # of workers that a job may survive
 _OURS = ("fourfold", "tasks", "models")
-# Each time that Dask looks at itself, a hundred times a second and more, it takes Python's lock from the work: 4 % of the
-# time of trainings one by one.
+# Dask looks at itself a hundred times a second and more, and takes Python's lock from the work for it: 4 % of the time
+# of trainings one by one.
 _CALM = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
