@@ -1,5 +1,6 @@
 # make train [ARGS="--optimizer Adam"]   set up .venv where needed, then run the main job
 # make test  [ARGS="-k parity"]          the tests
+# make coverage                          the same, and which lines and branches no test runs
 # make check                             format, lint, types and the direction of imports
 # make bench-comparison                  what a comparison costs beside the same trainings one after another
 # make bench-tables                      what ten million rows cost, in time beside a bare loop and in memory
@@ -13,12 +14,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test check bench bench-comparison bench-tables bench-faults bench-checkpoints bench-requests bench-scaling
+.PHONY: train test coverage check bench bench-comparison bench-tables bench-faults bench-checkpoints bench-requests bench-scaling
 train: $(READY)
 	@$(BIN)/python flows/train_flow.py $(ARGS)
 
 test: $(READY)
 	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+coverage: $(READY)
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term-missing $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .
