@@ -296,10 +296,13 @@ def database(path: Path) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
     def rows(query: str, *values: Any) -> list[tuple[Any, ...]]:
         try:
             return connection.execute(query, values).fetchall()
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
             return []
 
-    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=30)) as connection:
+    # Not read-only: what a write that was killed has left can then not be rolled back, and nothing be read.
+    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=30)) as connection:
         yield rows
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -149,8 +150,8 @@ def servers(folder: Path) -> Iterator[Servers]:
             "PASSWORD": PASSWORD,
             "--port 5000": f"--port {mlflow} --workers 1",
             "--port 4200": f"--port {prefect} --no-ui",
-            "/srv/mlflow": str(folder / "artifacts"),
-            ".venv/bin/": f"exec {sys.executable} -m ",
+            "/srv/mlflow": shlex.quote(str(folder / "artifacts")),
+            ".venv/bin/": f"exec {shlex.quote(sys.executable)} -m ",
         }
         page = (ROOT / "docs" / "shared-servers.md").read_text()
         settings = re.findall(r"^    (export .*)$", page.partition("On each machine that")[0], flags=re.MULTILINE)
