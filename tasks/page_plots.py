@@ -1,12 +1,13 @@
 """Panels as plots that answer to the pointer, drawn by bokeh in the browser without network."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from bokeh.document import Document
 from bokeh.embed import components
 from bokeh.events import DocumentReady
-from bokeh.models import CustomJS, HoverTool, Range1d
+from bokeh.models import CustomJS, HoverTool, InlineStyleSheet, Range1d
 from bokeh.models.renderers import DataRenderer
 from bokeh.plotting import figure
 from bokeh.resources import Resources
@@ -15,6 +16,11 @@ from tasks.pages import NO_PLOTS, Plot, Plots
 from tasks.panels import Panel
 
 HEIGHT = 380
+_PLACEHOLDER = re.compile("([@$])")  # by which bokeh would put in a value, were a word to follow
+_TOOLBAR = """
+.bk-tool-button:focus-visible, .bk-tool-overflow:focus-visible { outline: 3px solid var(--link); }
+.bk-tool-overflow { color: var(--text); }
+"""
 CONTOUR_LINES = "#80808080"
 MOST_VALUES = 8  # of a curve, in words
 # A canvas is reached by no style sheet.
@@ -71,6 +77,7 @@ def _plot(panel: Panel) -> figure:
         x_axis_type="log" if panel.x_log else "linear",
         y_axis_type="log" if panel.y_log else "linear",
         tools="pan,box_zoom,wheel_zoom,reset,save",
+        toolbar_location="above",
         active_drag=None,  # a finger on it scrolls the page
         background_fill_alpha=0,
         border_fill_alpha=0,
@@ -90,11 +97,15 @@ def _plot(panel: Panel) -> figure:
             hovered.append(plot.scatter(curve.x, curve.y, size=7, fill_alpha=0.6, **look))
         if curve.mark:
             plot.scatter(x=[curve.mark[0]], y=[curve.mark[1]], size=9, **look)
-    tips = [("", "$name"), (panel.x_label, "$snap_x{%.4g}"), (panel.y_label, "$snap_y{%.4g}")]
+    # Beside the values, not in bokeh's own place for names: those are too pale to read.
+    x, y = (_PLACEHOLDER.sub("\\1\u2060", label) for label in (panel.x_label, panel.y_label))
+    tips = [("", "$name"), ("", f"{x}: $snap_x{{%.4g}}"), ("", f"{y}: $snap_y{{%.4g}}")]
     printf: Any = {"$snap_x": "printf", "$snap_y": "printf"}
-    plot.add_tools(HoverTool(renderers=hovered, tooltips=tips, formatters=printf, line_policy="nearest"))
+    hover = HoverTool(renderers=hovered, tooltips=tips, formatters=printf, line_policy="nearest", visible=False)
+    plot.add_tools(hover)
     plot.axis.major_label_text_font_size = plot.axis.axis_label_text_font_size = "13px"
     plot.axis.axis_label_text_font_style = "normal"
     plot.outline_line_color = None
     plot.toolbar.logo = None
+    plot.toolbar.stylesheets = [InlineStyleSheet(css=_TOOLBAR)]
     return plot

@@ -10,6 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
+
 from fourfold.datasets import Dataset
 from fourfold.errors import DivergedError, ParityError, RegistrationError
 from fourfold.parity import ParityReport
@@ -44,6 +47,15 @@ def _keep(result: TrainResult, status: str, reason: str, record: RunRecord, fold
     written = folder / NAME
     written.write_text(report_page(result, status, reason, record.origin, plots), encoding="utf-8")
     record.file(written)
+    result.report = _address(record)
+
+
+def _address(record: RunRecord) -> str:
+    """Where the page is kept: its path as seen from here, or its address on the server."""
+    if not is_local_uri(record.artifact_uri):
+        return f"{record.url}/artifacts/{NAME}"
+    path = Path(local_file_uri_to_path(record.artifact_uri)) / NAME
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def report_page(

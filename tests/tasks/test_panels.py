@@ -389,6 +389,6 @@ class TestPage:
         """Bokeh's own formatter would show a learning rate of 0.00001 as 0.0000; only printf's %g does not."""
         (hover,) = _plot(line.panels()["sensitivity"]).select(HoverTool)
         for name, shown in hover.tooltips[1:]:
-            field, form = re.fullmatch(r"(\$snap_[xy])\{(.*)\}", shown).groups()
+            field, form = re.search(r": (\$snap_[xy])\{(.*)\}$", shown).groups()
             assert hover.formatters.get(field) == "printf", name
             assert float(form % 1.25e-5) == pytest.approx(1.25e-5, rel=0.01)
