@@ -59,4 +59,6 @@ def page(template: str, values: Mapping[str, Any], plots: Plots = NO_PLOTS) -> s
     """One HTML page that needs nothing else; every value is escaped."""
     # Made by bokeh, not by what a user typed: it escapes the labels itself.
     scripts = Markup(plots.scripts)
-    return _TEMPLATES.get_template(template).render(values, scripts=scripts, plots=plots.plots, Markup=Markup)
+    text = _TEMPLATES.get_template(template).render(values, scripts=scripts, plots=plots.plots, Markup=Markup)
+    # The name of a file may hold what is no character.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -109,7 +109,9 @@ def _data(data: Dataset) -> dict[str, str]:
     return {
         "name": data.name,
         "rows": ", ".join(f"{rows:,} {part}" for part, rows in count.items() if rows) + f"; {where}",
-        "missing values": "features are filled with their mean, inside the network" if data.missing == "mean" else "none",
+        "missing values": "features are filled with their mean, inside the network"
+        if data.missing == "mean"
+        else "none",
         "SHA-256": data.sha256,
     }
 
@@ -117,9 +119,7 @@ def _data(data: Dataset) -> dict[str, str]:
 def _columns(data: Dataset) -> Rows:
     """Of the training rows: name, role, lowest, highest, mean, deviation."""
     found: Rows = []
-    for role, names, profile in zip(
-        ("feature", "target"), (data.features, data.targets), data.profile, strict=True
-    ):
+    for role, names, profile in zip(("feature", "target"), (data.features, data.targets), data.profile, strict=True):
         found += [(name, role, *_moments(profile, number)) for number, name in enumerate(names[:MOST_COLUMNS])]
         if len(names) > MOST_COLUMNS:
             found.append((f"and {len(names) - MOST_COLUMNS} more", role, "", "", "", ""))

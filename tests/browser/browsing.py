@@ -82,7 +82,9 @@ class Browser:
         """Load a page in a window of that size, with that preference; what was written down before is forgotten."""
         self.complaints(), self._read_requests()
         self._requests.clear()
-        self.command("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
         preferred = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[preferred])
         self.driver.get("about:blank")  # else an address that differs behind its # alone is no new page
