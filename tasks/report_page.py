@@ -52,9 +52,9 @@ def _keep(result: TrainResult, status: str, reason: str, record: RunRecord, fold
 
 def _address(record: RunRecord) -> str:
     """Where the page is kept: its path as seen from here, or its address on the server."""
-    if not is_local_uri(record.artifact_uri):
+    if not is_local_uri(record.artifact_uri):  # type: ignore[no-untyped-call]
         return f"{record.url}/artifacts/{NAME}"
-    path = Path(local_file_uri_to_path(record.artifact_uri)) / NAME
+    path = Path(local_file_uri_to_path(record.artifact_uri)) / NAME  # type: ignore[no-untyped-call]
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
@@ -187,8 +187,8 @@ def _limits(result: TrainResult, data: Dataset) -> list[str]:
         for number, name in enumerate(data.features[:MOST_COLUMNS])
     ]
     found = [
-        f"It was trained on {', '.join(ranges)}{', ...' if len(data.features) > MOST_COLUMNS else ''}. Outside of that it "
-        "extrapolates: parity says that onnxruntime predicts what torch would, not that either is right."
+        f"It was trained on {', '.join(ranges)}{', ...' if len(data.features) > MOST_COLUMNS else ''}. Outside of that "
+        "it extrapolates: parity says that onnxruntime predicts what torch would, not that either is right."
     ]
     if data.judged_on != HELD_OUT:
         found.append("It was judged on the rows that it was trained on: how it does on others is not known.")

@@ -64,7 +64,8 @@ class Browser:
     @contextmanager
     def running(cls) -> Iterator["Browser"]:
         chromium, chromedriver = (shutil.which(program) for program in PROGRAMS)
-        assert chromium is not None and chromedriver is not None, "else the test is skipped"
+        assert chromium is not None, "else the test is skipped"
+        assert chromedriver is not None, "likewise"
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
             options = ChromeOptions()
             options.binary_location = chromium

@@ -63,8 +63,18 @@ def visited(
         prices = 3 * areas + 50 + random.normal(0, 25, 60)
         rows = "".join(f"{area:.1f},{price:.1f}\n" for area, price in zip(areas, prices, strict=True))
         (folder / "houses.csv").write_text(f"area,price\n{rows}")
-        compared = ("--data", "houses.csv", "--target", "price", "--optimizers", "SGD,Adam", "--budget", "40")
-        asked = {"train": (), "compare": (*compared, "--seeds", "3", "--learning-rates", "4")}
+        compared = (
+            "compare",
+            "--data",
+            "houses.csv",
+            "--target",
+            "price",
+            "--optimizers",
+            "SGD,Adam",
+            "--budget",
+            "40",
+        )
+        asked = {"train": ("train",), "compare": (*compared, "--seeds", "3", "--learning-rates", "4")}
         with kept_runs(folder, asked) as kept, Browser.running() as browser:
             told = {"results": dict(kept.results), "seen": look(browser, kept)}
         (folder / "told.json").write_text(json.dumps(told))

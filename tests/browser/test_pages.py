@@ -37,7 +37,8 @@ const texts = shown.map((one) => {
   return {text: one.textContent.trim().slice(0, 40), size: parseFloat(fontSize), contrast: contrast(color, behind(one))}
 })
 const hex = (color) => `rgb(${[1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16))})`
-const axes = (window.Bokeh?.documents ?? []).flatMap((one) => one.roots()).flatMap((plot) => [...plot.below, ...plot.left])
+const drawn = (window.Bokeh?.documents ?? []).flatMap((one) => one.roots())
+const axes = drawn.flatMap((plot) => [...plot.below, ...plot.left])
 return [...texts, ...axes.flatMap((axis) => ["major_label", "axis_label"].map((kind) => ({
   text: `${kind} of an axis`, size: parseFloat(axis[`${kind}_text_font_size`]),
   contrast: contrast(hex(axis[`${kind}_text_color`]), page)})))]

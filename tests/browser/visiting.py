@@ -14,7 +14,7 @@ from workplaces import ROOT, SECONDS_TO_FINISH, Ended, workplace_in
 
 @dataclass(frozen=True)
 class Kept:
-    """Where the servers answer, and the result of each flow.
+    """Where the servers answer, and the result of each run by its name.
 
     Attributes:
         artifacts: the folder in which MLflow's server keeps files.
@@ -27,12 +27,13 @@ class Kept:
 
 
 @contextmanager
-def kept_runs(folder: Path, asked: Mapping[str, Sequence[str]]) -> Iterator[Kept]:
-    """Start both servers, run each flow with its options side by side, and end the servers with the block.
+def kept_runs(folder: Path, asked: Mapping[str, Sequence[str]], seconds: float = SECONDS_TO_FINISH) -> Iterator[Kept]:
+    """Start both servers, run flows side by side, and end the servers with the block.
 
     Args:
         folder: for all that they leave; a Prefect home in `prefect-server` and a database `mlflow.db` are used.
-        asked: the options by flow.
+        asked: by name a flow and its options.
+        seconds: that they may take.
     """
     mlflow, prefect = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     python, database = shlex.quote(sys.executable), f"sqlite:///{folder / 'mlflow.db'}"
@@ -57,10 +58,10 @@ def kept_runs(folder: Path, asked: Mapping[str, Sequence[str]]) -> Iterator[Kept
         )
         with ExitStack() as running:
             processes = {
-                flow: running.enter_context(place.start(*options, "--json", flow=flow))
-                for flow, options in asked.items()
+                name: running.enter_context(place.start(*options, "--json", flow=flow))
+                for name, (flow, *options) in asked.items()
             }
-            told = {flow: process.communicate(timeout=SECONDS_TO_FINISH) for flow, process in processes.items()}
-        ended = {flow: Ended(processes[flow].returncode, *told[flow]) for flow in asked}
+            told = {name: process.communicate(timeout=seconds) for name, process in processes.items()}
+        ended = {name: Ended(processes[name].returncode, *told[name]) for name in asked}
         assert not any(one.code for one in ended.values()), ended
-        yield Kept(mlflow, prefect, folder / "artifacts", {flow: one.result for flow, one in ended.items()})
+        yield Kept(mlflow, prefect, folder / "artifacts", {name: one.result for name, one in ended.items()})

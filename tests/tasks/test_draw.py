@@ -83,7 +83,7 @@ def test_it_is_a_program_that_says_nothing(case: str, tmp_path: Path) -> None:
     with Image.open(tmp_path / "fit.png") as picture:
         picture.verify()
     plots = Plots.read(tmp_path / "plots.json")
-    assert [plot.title for plot in plots.plots][0] == "Loss"
+    assert plots.plots[0].title == "Loss"
     assert "Bokeh" in plots.scripts
 
 

@@ -30,9 +30,10 @@ from tasks.train_result import TrainResult
 
 PASSED = ParityReport("passed", sha256="a" * 64, allowance="1 unit in the last place")
 VERSION = Registered("line-linear", "3", "champion", "models:/line-linear/3", None, "a" * 64, "the best")
-DRAWN = Plots(
-    "<script>bokeh</script>", (Plot("Loss", "After each.", "epoch", "sse", "<div id='p'></div>", [["sse", "#123456", "solid"]], [["sse", "7", "0.5"]]),)
-)  # fmt: skip
+LOSS = Plot(
+    "Loss", "After each.", "epoch", "sse", "<div id='p'></div>", [["sse", "#12", "solid"]], [["sse", "7", "0.5"]]
+)
+DRAWN = Plots("<script>bokeh</script>", (LOSS,))
 
 
 def trained(notes: Any, **options: Any) -> TrainResult:
