@@ -39,6 +39,7 @@ class FlowResult(ABC):
     seconds: float = 0.0
     picture: Path | None = None
     url: str | None = None
+    list_url: str | None = None
 
     @property
     def resumed(self) -> str | None:
@@ -68,6 +69,11 @@ class FlowResult(ABC):
             "flow_run_id": self.flow_run_id,
         }
 
+    def links(self) -> dict[str, str]:
+        """Addresses of the run's pages, by what is there."""
+        named = {"The run in MLflow": self.url, "All runs": self.list_url}
+        return {name: address for name, address in named.items() if address}
+
     def tables(self) -> tuple[Table, ...]:
         """What of the result is a table of more than names and values."""
         return ()
@@ -94,7 +100,7 @@ class FlowResult(ABC):
             record = stack.enter_context(
                 recorded_run(experiment, self.config.title, self.config.parameters, tags, self.resumed)
             )
-            self.run_id, self.url = record.run_id, record.url
+            self.run_id, self.url, self.list_url = record.run_id, record.url, record.list_url
             stack.enter_context(signals.uncovered())
             yield record, folder
 
@@ -114,5 +120,4 @@ class FlowResult(ABC):
         finally:
             self.seconds = time.perf_counter() - started
             if published:
-                links = {"The run in MLflow": self.url} if self.url else {}
-                publish(self.flow, self.config.title, self.rows(), links, self.picture, self.tables())
+                publish(self.flow, self.config.title, self.rows(), self.links(), self.picture, self.tables())

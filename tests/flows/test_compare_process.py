@@ -142,9 +142,14 @@ def test_each_winner_has_a_run_below_with_its_curve_and_its_verified_file(finish
         assert run.data.params["optimizer"] == one["optimizer"]
         assert float(run.data.params["lr"]) == one["tuned"]["lr"]
         assert len(client.get_metric_history(run.info.run_id, "loss")) >= 2
-        assert {"history.parquet", "model.onnx", "golden.parquet", "fit.png", "parity.html"} <= artifacts(
-            workplace, run.info.run_id
-        )
+        assert {
+            "history.parquet",
+            "model.onnx",
+            "golden.parquet",
+            "fit.png",
+            "parity.html",
+            "report.html",
+        } <= artifacts(workplace, run.info.run_id)
         session = onnxruntime.InferenceSession(client.download_artifacts(run.info.run_id, "model.onnx"))
         (answer,) = session.run(None, {"x": np.array([[4.0]], dtype=np.float32)})
         assert [{"x": [4.0], "y": answer[0].tolist()}] == one["tuned"]["predictions"]

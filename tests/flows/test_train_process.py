@@ -129,6 +129,7 @@ def test_the_run_records_everything(finished: tuple[Workplace, Ended]) -> None:
         "model.onnx",
         "parity.html",
         "parity.json",
+        "report.html",
     }
     assert run.inputs.dataset_inputs[0].dataset.name == "line"
     assert not client.search_runs(["0"])
@@ -284,7 +285,7 @@ def test_a_file_that_is_not_what_was_exported_is_rejected_in_one_line(workplace:
     assert "Traceback" not in ended.err
     assert not workplace.client.search_registered_models()
     kept = {artifact.path for artifact in workplace.client.list_artifacts(ended.result["run_id"])}
-    assert {"parity.json", "parity.html"} <= kept
+    assert {"parity.json", "parity.html", "report.html"} <= kept
     assert "model.onnx" not in kept
 
 

@@ -1,0 +1,162 @@
+"""The pages as a person meets them: by pointer and by keyboard, on a desk and on a telephone, by day and by night."""
+
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from browsing import Browser
+from conftest import Visited
+from selenium.webdriver.common.keys import Keys
+
+PAGES = {"report.html": "train", "parity.html": "train", "comparison.html": "compare"}
+PLOTS = {"report.html": 4, "parity.html": 0, "comparison.html": 4}
+SMALLEST_TEXT = 12  # pixels
+LEAST_CONTRAST = 4.5  # WCAG 2.2, success criterion 1.4.3, level AA
+MOST_BYTES = 2_000_000
+
+# Of each piece of text that is shown: size, and contrast with what is behind it, as WCAG 2.2 defines it.
+TEXTS = """
+const parse = (color) => color.match(/[\\d.]+/g).map(Number)
+const part = (value) => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4
+const light = ([r, g, b]) => 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b)
+const contrast = (one, other) => {
+  const [low, high] = [light(parse(one)), light(parse(other))].sort((a, b) => a - b)
+  return (high + 0.05) / (low + 0.05)
+}
+const behind = (element) => {
+  for (let one = element; one; one = one.parentElement ?? one.getRootNode().host) {
+    const color = getComputedStyle(one).backgroundColor
+    if ((parse(color)[3] ?? 1) === 1) return color
+  }
+}
+const page = getComputedStyle(document.body).backgroundColor
+const shown = everywhere("*").filter((one) => one.checkVisibility() && !["SCRIPT", "STYLE"].includes(one.tagName)
+  && [...one.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.textContent.trim()))
+const texts = shown.map((one) => {
+  const {color, fontSize} = getComputedStyle(one)
+  return {text: one.textContent.trim().slice(0, 40), size: parseFloat(fontSize), contrast: contrast(color, behind(one))}
+})
+const hex = (color) => `rgb(${[1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16))})`
+const drawn = (window.Bokeh?.documents ?? []).flatMap((one) => one.roots())
+const axes = drawn.flatMap((plot) => [...plot.below, ...plot.left])
+return [...texts, ...axes.flatMap((axis) => ["major_label", "axis_label"].map((kind) => ({
+  text: `${kind} of an axis`, size: parseFloat(axis[`${kind}_text_font_size`]),
+  contrast: contrast(hex(axis[`${kind}_text_color`]), page)})))]
+"""
+# What has the focus, however deep, and how that can be seen; null at the end of the page.
+FOCUSED = """
+let one = document.activeElement
+while (one?.shadowRoot?.activeElement) one = one.shadowRoot.activeElement
+if (!one || one === document.body) return null
+const {outlineStyle, outlineWidth} = getComputedStyle(one)
+window.reached = [...(window.reached ?? []), one]
+return {what: one.outerHTML.slice(0, 80), seen: outlineStyle !== "none" && parseFloat(outlineWidth) > 0}
+"""
+# What answers to the pointer and was not reached.
+MISSED = """
+const named = "a[href], button, input, summary, .bk-tool-button, .bk-tool-overflow"
+const scrolls = everywhere("*").filter((one) => one.scrollWidth > one.clientWidth + 1
+  && ["auto", "scroll"].includes(getComputedStyle(one).overflowX))
+return [...everywhere(named), ...scrolls].filter((one) => one.checkVisibility() && !window.reached.includes(one))
+  .map((one) => one.outerHTML.slice(0, 120))
+"""
+
+
+@pytest.fixture(params=PAGES)
+def page(request: pytest.FixtureRequest, visited: Visited) -> Path:
+    return visited.file(PAGES[request.param], request.param)
+
+
+def test_it_asks_for_nothing_and_nothing_is_complained_of(page: Path, browser: Browser) -> None:
+    browser.open(page.as_uri())
+    plots = browser.drawn_plots() if PLOTS[page.name] else []
+    assert len(plots) == PLOTS[page.name]
+    assert browser.complaints() == []
+    assert browser.requests() == [page.as_uri()]
+    assert page.stat().st_size < MOST_BYTES
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_it_fits_and_can_be_read(page: Path, browser: Browser, width: int, dark: bool) -> None:
+    browser.open(page.as_uri(), width=width, dark=dark)
+    if PLOTS[page.name]:
+        for plot in browser.drawn_plots():
+            assert plot["x"] >= 0
+            assert plot["x"] + plot["width"] <= width
+            assert min(plot["width"], plot["height"]) > 250
+    assert browser.ask("return document.documentElement.scrollWidth") <= width
+    texts = browser.ask(f"for (const one of everywhere('details')) one.open = true\n{TEXTS}")
+    assert len(texts) > 50
+    assert [one for one in texts if one["size"] < SMALLEST_TEXT] == []
+    assert [one for one in texts if one["contrast"] < LEAST_CONTRAST] == []
+    ground = browser.ask("return getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(255, 255, 255)") is not dark
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_what_answers_to_the_pointer_is_reached_by_the_keyboard(page: Path, browser: Browser, width: int) -> None:
+    browser.open(page.as_uri(), width=width)
+    if PLOTS[page.name]:
+        browser.drawn_plots()
+    browser.press(Keys.TAB)
+    stops = []
+    while (stop := browser.ask(FOCUSED)) and len(stops) < 200:
+        stops.append(stop)
+        browser.press(Keys.TAB)
+    assert stops
+    assert [stop["what"] for stop in stops if not stop["seen"]] == []
+    assert browser.ask(MISSED) == []
+
+
+def number(told: str, name: str) -> float:
+    """What the first curve under the pointer has under that name."""
+    return float(told.partition(f"{name}: ")[2].split()[0])
+
+
+class TestReport:
+    def test_hovering_gives_the_values_of_the_history(self, visited: Visited, browser: Browser) -> None:
+        history = pyarrow.parquet.read_table(visited.file("train", "history.parquet")).to_pydict()
+        browser.open(visited.file("train", "report.html").as_uri())
+        browser.drawn_plots()
+        for epoch in (0, 1000):
+            told = browser.hover(0, epoch, history["loss"][epoch])
+            assert number(told, "epoch") == epoch
+            assert number(told, "training loss") == pytest.approx(history["loss"][epoch], rel=1e-3)
+        told = browser.hover(1, 500, history["b"][500])
+        assert "b" in told.split()
+        assert number(told, "value") == pytest.approx(history["b"][500], rel=1e-3)
+
+    def test_hovering_gives_the_rows(self, visited: Visited, browser: Browser) -> None:
+        """The three points of the exercise, and what is predicted there."""
+        browser.open(visited.file("train", "report.html").as_uri())
+        browser.drawn_plots()
+        told = browser.hover(2, 2, 4)
+        assert (number(told, "x"), number(told, "y")) == (2, pytest.approx(4, abs=0.01))
+
+
+class TestComparison:
+    def test_hovering_gives_the_medians_of_the_table(self, visited: Visited, browser: Browser) -> None:
+        rows = pyarrow.parquet.read_table(visited.file("compare", "comparison.parquet")).to_pandas()
+        sgd = rows[(rows.optimizer == "SGD") & rows.on_grid]
+        medians = sgd.groupby("lr").validation_loss.median()
+        rate, loss = min(medians.items(), key=lambda one: one[1])
+        browser.open(visited.file("compare", "comparison.html").as_uri())
+        browser.drawn_plots()
+        told = browser.hover(1, rate, loss)
+        assert "SGD" in told
+        assert number(told, "learning rate") == pytest.approx(rate, rel=1e-3)
+        assert number(told, "final validation mse, target standardised") == pytest.approx(loss, rel=1e-3)
+
+    def test_a_box_hides_a_curve_in_every_plot(self, visited: Visited, browser: Browser) -> None:
+        browser.open(visited.file("compare", "comparison.html").as_uri())
+        before = browser.drawn_plots()
+        browser.ask("document.querySelector('fieldset input').focus()")
+        browser.press(Keys.SPACE)
+
+        def changed() -> bool:
+            return all(one["colors"] != other["colors"] for one, other in zip(browser.plots(), before, strict=True))
+
+        browser.until(changed)
+        browser.press(Keys.SPACE)
+        browser.until(lambda: [one["colors"] for one in browser.plots()] == [one["colors"] for one in before])
