@@ -3,44 +3,17 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from visiting import kept_runs
-
-try:
-    from browsing import Browser, why_not
-    from looking import look
-except ImportError:
-
-    def why_not() -> str:
-        return "selenium is not installed: pip install -e '.[dev]'"
-
-
-@dataclass(frozen=True)
-class Visited:
-    """A training and a comparison, kept by two servers that a browser has looked at.
-
-    Attributes:
-        results: of each flow.
-        seen: what the browser saw.
-    """
-
-    artifacts: Path
-    results: dict[str, dict[str, Any]]
-    seen: dict[str, Any]
-
-    def file(self, flow: str, name: str) -> Path:
-        """A file that a run left."""
-        (path,) = self.artifacts.glob(f"*/{self.results[flow]['run_id']}/artifacts/{name}")
-        return path
+from browsing import Browser, why_not
+from looking import look
+from visiting import Visited, kept_runs
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator["Browser"]:
+def browser() -> Iterator[Browser]:
     if why_not():
         pytest.skip(why_not())
     with Browser.running() as running:
@@ -63,18 +36,8 @@ def visited(
         prices = 3 * areas + 50 + random.normal(0, 25, 60)
         rows = "".join(f"{area:.1f},{price:.1f}\n" for area, price in zip(areas, prices, strict=True))
         (folder / "houses.csv").write_text(f"area,price\n{rows}")
-        compared = (
-            "compare",
-            "--data",
-            "houses.csv",
-            "--target",
-            "price",
-            "--optimizers",
-            "SGD,Adam",
-            "--budget",
-            "40",
-        )
-        asked = {"train": ("train",), "compare": (*compared, "--seeds", "3", "--learning-rates", "4")}
+        problem = ("--data", "houses.csv", "--target", "price", "--optimizers", "SGD,Adam", "--budget", "40")
+        asked = {"train": ("train",), "compare": ("compare", *problem, "--seeds", "3", "--learning-rates", "4")}
         with kept_runs(folder, asked) as kept, Browser.running() as browser:
             told = {"results": dict(kept.results), "seen": look(browser, kept)}
         (folder / "told.json").write_text(json.dumps(told))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 from browsing import Browser
-from conftest import Visited
 from selenium.webdriver.common.keys import Keys
+from visiting import Visited
 
 PAGES = {"report.html": "train", "parity.html": "train", "comparison.html": "compare"}
 PLOTS = {"report.html": 4, "parity.html": 0, "comparison.html": 4}

@@ -1,7 +1,7 @@
 """The pages of MLflow and Prefect show a run, and lead from one to the other."""
 
 import pytest
-from conftest import Visited
+from visiting import Visited
 
 NAME = "SGD lr=0.01 line-linear"
 

@@ -65,6 +65,14 @@ class Attempt:
         folders = (self.workplace.folder / "tmp").glob(f"fourfold-*{self.process.pid}*")
         return any((folder / name).exists() for folder in folders)
 
+    def hears(self) -> bool:
+        """Whether it has come so far that it hears SIGTERM: until then one ends any program of Python at once."""
+        with suppress(OSError):
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
+            return bool(caught >> (signal.SIGTERM - 1) & 1)
+        return False
+
     def has_saved(self) -> bool:
         return bool(checkpoints(self.workplace) - self.saved_before)
 
@@ -84,7 +92,7 @@ def checkpoints(workplace: Workplace) -> set[str]:
 
 
 MOMENTS = (
-    Moment("start-up", lambda _: True, 5.0),
+    Moment("start-up", Attempt.hears, 5.0),
     Moment("fit", Attempt.has, 2.0),
     Moment("checkpoint", Attempt.has_saved, 0.3),
     Moment("logging", lambda attempt: attempt.has("history.parquet"), 0.1),
