@@ -1,7 +1,7 @@
 """Panels as plots that answer to the pointer, drawn by bokeh in the browser without network."""
 
-import re
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from bokeh.document import Document
@@ -16,7 +16,6 @@ from tasks.pages import NO_PLOTS, Plot, Plots
 from tasks.panels import Panel
 
 HEIGHT = 380
-_PLACEHOLDER = re.compile("([@$])")  # by which bokeh would put in a value, were a word to follow
 _TOOLBAR = """
 .bk-tool-button:focus-visible, .bk-tool-overflow:focus-visible { outline: 3px solid var(--link); }
 .bk-tool-overflow { color: var(--text); }
@@ -98,7 +97,7 @@ def _plot(panel: Panel) -> figure:
         if curve.mark:
             plot.scatter(x=[curve.mark[0]], y=[curve.mark[1]], size=9, **look)
     # Beside the values, not in bokeh's own place for names: those are too pale to read.
-    x, y = (_PLACEHOLDER.sub("\\1\u2060", label) for label in (panel.x_label, panel.y_label))
+    x, y = map(_as_html, (panel.x_label, panel.y_label))
     tips = [("", "$name"), ("", f"{x}: $snap_x{{%.4g}}"), ("", f"{y}: $snap_y{{%.4g}}")]
     printf: Any = {"$snap_x": "printf", "$snap_y": "printf"}
     hover = HoverTool(renderers=hovered, tooltips=tips, formatters=printf, line_policy="nearest", visible=False)
@@ -109,3 +108,8 @@ def _plot(panel: Panel) -> figure:
     plot.toolbar.logo = None
     plot.toolbar.stylesheets = [InlineStyleSheet(css=_TOOLBAR)]
     return plot
+
+
+def _as_html(label: str) -> str:
+    """A label within what bokeh reads as HTML, and puts values into where an @ or a $ stands before a word."""
+    return escape(label).replace("@", "&#64;").replace("$", "&#36;")

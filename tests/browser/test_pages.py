@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 from browsing import Browser
 from selenium.webdriver.common.keys import Keys
 from visiting import Visited
+
+from tasks.comparison_page import comparison_page
+from tasks.panels import Curve, Panel
+from tasks.reporting import Table
 
 PAGES = {"report.html": "train", "parity.html": "train", "comparison.html": "compare"}
 PLOTS = {"report.html": 4, "parity.html": 0, "comparison.html": 4}
@@ -133,6 +138,25 @@ class TestReport:
         browser.drawn_plots()
         told = browser.hover(2, 2, 4)
         assert (number(told, "x"), number(told, "y")) == (2, pytest.approx(4, abs=0.01))
+
+
+@pytest.mark.parametrize("name", ["</script><img src=x onerror=alert(1)>", "@{x} $x {{7*7}} $name", "x" * 900])
+def test_no_name_is_taken_for_anything_else(name: str, browser: Browser, tmp_path: Path) -> None:
+    """A column may be called anything; here all the names on a page are."""
+    x = np.array([1.0, 2.0, 3.0])
+    panel = Panel("loss", name, name, name, False, False, name, (Curve(name, "#0072b2", "solid", x, 2 * x),))
+    page = tmp_path / "comparison.html"
+    page.write_text(comparison_page(name, {name: name}, (Table("t", (name,), ((name,),)),), (panel,), (name,)))
+    browser.open(page.as_uri(), width=400)
+    browser.drawn_plots()
+    told = browser.hover(0, 2, 4)
+    assert told.split("\n")[0].strip() == name
+    assert number(told, name) == 2
+    assert browser.ask("return document.querySelector('h1').textContent") == name
+    assert browser.ask("return document.documentElement.scrollWidth") <= 400
+    assert browser.ask("return document.images.length") == 0
+    assert browser.requests() == [page.as_uri()]
+    assert browser.complaints() == []
 
 
 class TestComparison:
