@@ -26,6 +26,25 @@ class Kept:
     results: Mapping[str, dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Visited:
+    """A training and a comparison, kept by two servers that a browser has looked at.
+
+    Attributes:
+        results: of each flow.
+        seen: what the browser saw.
+    """
+
+    artifacts: Path
+    results: dict[str, dict[str, Any]]
+    seen: dict[str, Any]
+
+    def file(self, flow: str, name: str) -> Path:
+        """A file that a run left."""
+        (path,) = self.artifacts.glob(f"*/{self.results[flow]['run_id']}/artifacts/{name}")
+        return path
+
+
 @contextmanager
 def kept_runs(folder: Path, asked: Mapping[str, Sequence[str]], seconds: float = SECONDS_TO_FINISH) -> Iterator[Kept]:
     """Start both servers, run flows side by side, and end the servers with the block.
