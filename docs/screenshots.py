@@ -36,7 +36,9 @@ def take(browser: Browser, name: str, url: str, *texts: str, width: int = 1280, 
     if url.startswith("file:"):
         browser.drawn_plots()
     shown = base64.b64decode(browser.command("Page.captureScreenshot", format="png")["data"])
-    picture = Image.open(io.BytesIO(shown)).convert("RGB")
+    # The method that keeps a thin line's colour.
+    whole = Image.open(io.BytesIO(shown)).convert("RGB")
+    picture = whole.quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     path = ROOT / "docs" / "images" / f"{name}.png"
     picture.save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")

@@ -1,18 +1,26 @@
-"""The pages as a person meets them: by pointer and by keyboard, on a desk and on a telephone, by day and by night."""
+"""Pages as a person meets them: by pointer and by keyboard, on a desk and on a telephone, by day and by night.
 
+They are those of real runs, as files and as the services that kept the runs show them.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
-from browsing import Browser
+from browsing import Browser, why_not
+from looking import look
 from selenium.webdriver.common.keys import Keys
-from visiting import Visited
+from visiting import Visited, kept_runs
 
 from tasks.comparison_page import comparison_page
 from tasks.panels import Curve, Panel
 from tasks.reporting import Table
 
+NAME = "SGD lr=0.01 line-linear"
 PAGES = {"report.html": "train", "parity.html": "train", "comparison.html": "compare"}
 PLOTS = {"report.html": 4, "parity.html": 0, "comparison.html": 4}
 SMALLEST_TEXT = 12  # pixels
@@ -65,6 +73,51 @@ const scrolls = everywhere("*").filter((one) => one.scrollWidth > one.clientWidt
 return [...everywhere(named), ...scrolls].filter((one) => one.checkVisibility() && !window.reached.includes(one))
   .map((one) => one.outerHTML.slice(0, 120))
 """
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if why_not():
+        pytest.skip(why_not())
+    with Browser.running() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def visited(
+    made_once: Callable[[str, Callable[[Path], None]], Path], prefect_home: Path, empty_database: Path
+) -> Visited:
+    """What two flows left in both services, and what their pages show of it."""
+    if why_not():
+        pytest.skip(why_not())
+
+    def visit(folder: Path) -> None:
+        shutil.copytree(prefect_home, folder / "prefect-server")
+        shutil.copy(empty_database, folder / "mlflow.db")
+        random = np.random.default_rng(0)
+        areas = random.uniform(40, 200, 60)
+        prices = 3 * areas + 50 + random.normal(0, 25, 60)
+        rows = "".join(f"{area:.1f},{price:.1f}\n" for area, price in zip(areas, prices, strict=True))
+        (folder / "houses.csv").write_text(f"area,price\n{rows}")
+        compared = (
+            "compare",
+            "--data",
+            "houses.csv",
+            "--target",
+            "price",
+            "--optimizers",
+            "SGD,Adam",
+            "--budget",
+            "40",
+        )
+        asked = {"train": ("train",), "compare": (*compared, "--seeds", "3", "--learning-rates", "4")}
+        with kept_runs(folder, asked) as kept, Browser.running() as browser:
+            told = {"results": dict(kept.results), "seen": look(browser, kept)}
+        (folder / "told.json").write_text(json.dumps(told))
+
+    folder = made_once("browser", visit)
+    told = json.loads((folder / "told.json").read_text())
+    return Visited(folder / "artifacts", told["results"], told["seen"])
 
 
 @pytest.fixture(params=PAGES)
@@ -184,3 +237,47 @@ class TestComparison:
         browser.until(changed)
         browser.press(Keys.SPACE)
         browser.until(lambda: [one["colors"] for one in browser.plots()] == [one["colors"] for one in before])
+
+
+class TestServices:
+    """The pages of MLflow and Prefect show a run, and lead from one to the other."""
+
+    def test_the_list_of_runs_has_names_and_the_columns_that_matter(self, visited: Visited) -> None:
+        shown = visited.seen["runs"].splitlines()
+        for text in (
+            NAME,
+            "optimizer",
+            "SGD",
+            "lr",
+            "0.01",
+            "final_loss",
+            "parity",
+            "passed",
+            "model.alias",
+            "champion",
+        ):
+            assert text in shown, text
+
+    def test_the_curve_of_the_loss_is_drawn(self, visited: Visited) -> None:
+        curve = visited.seen["curve"]
+        assert curve["points"] > 300
+        assert curve["drawn"] > 100
+        assert curve["first"] > 10
+        assert curve["last"] == pytest.approx(visited.results["train"]["loss"], rel=1e-5)
+
+    def test_the_pages_of_a_run_open_among_its_artifacts(self, visited: Visited) -> None:
+        assert visited.seen["artifacts"] == {
+            "report.html": {"heading": NAME, "plots": 4},
+            "parity.html": {"heading": "Does onnxruntime predict what torch predicts?", "plots": 0},
+            "comparison.html": {"heading": "SGD, Adam: houses-linear", "plots": 4},
+        }
+
+    def test_mlflow_leads_to_the_flow_run_and_prefect_back(self, visited: Visited) -> None:
+        run = visited.results["train"]
+        shown = visited.seen["flow run"].splitlines()
+        assert {NAME, "Completed"} <= set(shown)
+        links = visited.seen["links"]
+        assert links["The run in MLflow"].endswith(f"/runs/{run['run_id']}")
+        assert links["The report"].endswith(f"/runs/{run['run_id']}/artifacts/report.html")
+        back = visited.seen["back"].splitlines()
+        assert {NAME, run["run_id"]} <= set(back)
