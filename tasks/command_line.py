@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from rich.theme import Theme
 
 from fourfold.configuration import FlowConfig, ServeConfig
 from fourfold.errors import FourfoldError, RequestError, is_out_of_space, visible
@@ -35,6 +37,8 @@ SECONDS_TO_LEAVE_INTERRUPTED = 1.0
 WIDTH_OF_FILES = 120  # where nobody says how wide the page is
 OUTPUT_GROUP = Group("Output", sort_key=9)
 OUTPUT = Parameter(group=OUTPUT_GROUP, negative=())
+# No colour, which vanishes on one background or another.
+_THEME = Theme({"cyclopts.name": "bold", **dict.fromkeys(("cyclopts.choices", "cyclopts.default"), "none")})
 
 
 class Texts(Protocol):
@@ -88,11 +92,46 @@ def read(
     # spend a second on freeing what the kernel frees at once.
     atexit.register(_leave)
     signals.end_at_once()
+    request = parse(flow, config_class, description, sys.argv[1:] if arguments is None else arguments)
+    if request.serving.serve:  # its runs come and go, and their log is what there is to see
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")
+    if request.verbose:
+        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = os.environ["MLFLOW_LOGGING_LEVEL"] = "INFO"
+        os.environ["PREFECT_LOGGING_INTERNAL_LEVEL"] = "ERROR"
+    return request
+
+
+def parse(flow: str, config_class: type[Config], description: str, arguments: Sequence[str]) -> Request[Config]:
+    """What a command line asks for; ends the process as `read` does, and changes nothing of it."""
     requests: list[Request[Config]] = []
+    program = f"python flows/{file_of(flow, config_class)}"
+    obey(application(program, config_class, description, requests, served="--serve" in arguments), arguments)
+    if not requests:  # --help has been printed
+        raise SystemExit(0)
+    return requests[0]
+
+
+def file_of(flow: str, config_class: type[BaseModel]) -> str:
+    """The name of a flow's file."""
+    return f"{flow}_flow.py" if issubclass(config_class, FlowConfig) else f"{flow}.py"
+
+
+def application(
+    program: str, config_class: type[Config], description: str, requests: list[Request[Config]], *, served: bool
+) -> App:
+    """The command of a flow, which adds what it is asked for to `requests`.
+
+    Args:
+        program: what a person types in front of the options.
+        config_class: has the options, and examples of them.
+        description: of the flow.
+        requests: grows.
+        served: whether --help shows the options of serving.
+    """
     is_flow = issubclass(config_class, FlowConfig)
     app = App(
-        name=f"{flow}_flow.py" if is_flow else f"{flow}.py", help=description,
-        version_flags=(), result_action="return_value",
+        name=program, help=description, help_epilogue=_epilogue(program, config_class, told=served),
+        help_format="plaintext", console=Console(theme=_THEME), version_flags=(), result_action="return_value",
         default_parameter=Parameter(negative_iterable=(), show_default=_spell_default),
     )  # fmt: skip
     app["--help"].group = OUTPUT_GROUP
@@ -100,7 +139,7 @@ def read(
     def command(
         *,
         config: Annotated[config_class, Parameter(name="*")] = None,  # type: ignore[valid-type]
-        serving: Annotated[ServeConfig | None, Parameter(name="*", parse=is_flow)] = None,
+        serving: Annotated[ServeConfig | None, Parameter(name="*", parse=is_flow, show=is_flow and served)] = None,
         json: Annotated[
             bool, OUTPUT, Parameter(help="last line on standard output: the result as one JSON object")
         ] = False,
@@ -109,14 +148,32 @@ def read(
         ] = False,
     ) -> None:
         # Nothing typed may be a wrong request as well; made here, that leaves --help alone.
-        asked, served = config_class() if config is None else config, serving or ServeConfig()
-        if served.serve and json:
+        asked, when = config_class() if config is None else config, serving or ServeConfig()
+        if when.serve and json:
             raise RequestError("--json needs a result, and what is served has none; leave it out")
-        requests.append(Request(asked, json, verbose, served))
+        requests.append(Request(asked, json, verbose, when))
 
     app.default(command)
+    return app
+
+
+def _epilogue(program: str, config_class: type[BaseModel], *, told: bool) -> str:
+    """Examples, in lines that a shell takes as one, and where the options of serving are."""
+    lines = ["Examples:"]
+    for example in config_class.examples:  # type: ignore[attr-defined]
+        words = f"{program} {example}"
+        lines.append(
+            "  " + " \\\n      ".join(textwrap.wrap(words, 74, break_on_hyphens=False, break_long_words=False))
+        )
+    if issubclass(config_class, FlowConfig) and not told:
+        lines += ["", "To run it by a schedule: --serve, and --serve --help for more."]
+    return "\n".join(lines)
+
+
+def obey(app: App, arguments: Sequence[str]) -> None:
+    """Let a command read its line; a wrong one ends the process with one line and code 2."""
     try:
-        app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
+        app(list(arguments), exit_on_error=False, print_error=False)
     except CycloptsError as error:
         cause = error.__cause__
         _refuse(_first_fault(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split()))
@@ -124,14 +181,6 @@ def read(
         _refuse(_first_fault(error))
     except RequestError as error:
         _refuse(str(error))
-    if not requests:  # --help has been printed
-        raise SystemExit(0)
-    if requests[0].serving.serve:  # its runs come and go, and their log is what there is to see
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")
-    if requests[0].verbose:
-        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = os.environ["MLFLOW_LOGGING_LEVEL"] = "INFO"
-        os.environ["PREFECT_LOGGING_INTERNAL_LEVEL"] = "ERROR"
-    return requests[0]
 
 
 def _spell_default(value: Any) -> str | None:
