@@ -100,6 +100,7 @@ class FlowConfig(BaseModel, ABC):
 
 
 MODELS = ("linear", "mlp", "polynomial", "legendre", "dynamic")
+LossName = Literal["sse", "mse", "l1", "huber"]
 
 
 class ProblemConfig(FlowConfig):
@@ -193,7 +194,7 @@ class ProblemConfig(FlowConfig):
     ] = "tanh"
 
     loss: Annotated[
-        Literal["sse", "mse", "l1", "huber"] | None,
+        LossName | None,
         FIT,
         Field(
             description="squared error summed (sse) or averaged (mse), absolute error (l1) or huber, both "
@@ -232,7 +233,7 @@ class ProblemConfig(FlowConfig):
         return self.data not in ("line", "sine")
 
     @property
-    def loss_name(self) -> Literal["sse", "mse", "l1", "huber"]:
+    def loss_name(self) -> LossName:
         """The loss, its default resolved: a sum over a file's many rows would need a learning rate of its own."""
         return self.loss or ("mse" if self.is_file else "sse")
 

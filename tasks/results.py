@@ -17,7 +17,7 @@ from tasks import signals
 from tasks.prefect_client import without_mark
 from tasks.reporting import Table, publish
 from tasks.sweep import sweep
-from tasks.tracking import RunRecord, recorded_run
+from tasks.tracking import NOTE, RunRecord, recorded_run
 
 
 @dataclass(kw_only=True)
@@ -26,11 +26,13 @@ class FlowResult(ABC):
 
     Attributes:
         flow: the flow's name.
+        about: what a run of it is, and what to open, for who finds it in MLflow.
         status: "running", and then how it ended.
         reason: why it did not come to its end.
     """
 
     flow: ClassVar[str]
+    about: ClassVar[str]
     config: FlowConfig
     flow_run_id: str | None = None
     run_id: str | None = None
@@ -89,6 +91,7 @@ class FlowResult(ABC):
         tags = {"flow_run_id": flow_run.id, "flow_run_url": flow_run.ui_url}
         if parent:
             tags["mlflow.parentRunId"] = parent.run_id
+        tags[NOTE] = f"{self.about} [Its flow run in Prefect]({flow_run.ui_url})." if flow_run.ui_url else self.about
         experiment = parent.experiment if parent else self.flow
         with ExitStack() as stack:
             folder = temporary_folder()

@@ -43,6 +43,7 @@ LONGEST_METRIC_KEY = 200
 ALREADY_EXISTS = "RESOURCE_ALREADY_EXISTS"  # as MLflow spells it
 SECONDS_TO_LEAVE = 3.0  # what closing an interrupted run may take
 _GIT_COMMIT = "mlflow.source.git.commit"
+NOTE = "mlflow.note.content"  # what MLflow's pages show as the description, as Markdown
 OPENING = "opening"  # a tag by which a run is found whose making was not answered
 
 

@@ -29,6 +29,7 @@ class TrainResult(FlowResult):
     """
 
     flow = "train"
+    about = "A training: `report.html` among the artifacts tells all of it, `parity.html` how its file was proved."
     config: TrainConfig
     data: Dataset | None = None
     warnings: tuple[str, ...] = ()

@@ -58,7 +58,7 @@ def kept_runs(folder: Path, asked: Mapping[str, Sequence[str]], seconds: float =
     python, database = shlex.quote(sys.executable), f"sqlite:///{folder / 'mlflow.db'}"
     at_mlflow, at_prefect = (f"--host 127.0.0.1 --port {url.rpartition(':')[2]}" for url in (mlflow, prefect))
     scripts = (
-        "export MLFLOW_DISABLE_TELEMETRY=true\n"
+        "export MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false\n"
         f"exec {python} -m mlflow server --workers 1 --backend-store-uri {shlex.quote(database)} "
         f"--artifacts-destination {shlex.quote(str(folder / 'artifacts'))} {at_mlflow}",
         # Its pages ask the API at port 4200 unless they are told.
