@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import gc
 import io
+import itertools
 import json
 import logging
 import os
@@ -12,12 +13,13 @@ import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Annotated, Any, Generic, NoReturn, Protocol, TypeVar
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from pydantic import BaseModel, ValidationError
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -251,22 +253,39 @@ def _print_tables(result: Result, file: IO[str]) -> None:
         console.width = WIDTH_OF_FILES
     with console.capture() as text:
         for one in result.tables():
-            wide = Table(box=None, pad_edge=False, header_style="bold")
-            for name in one.header:
-                wide.add_column(_shown(name), overflow="fold")
-            for row in one.rows:
-                wide.add_row(*map(_shown, row))
-            console.print(wide)
-            console.print()
-        table = Table(show_header=False, box=None, pad_edge=False)
-        table.add_column(style="bold")
-        table.add_column(overflow="fold")
-        for name, value in result.rows().items():
-            table.add_row(_shown(name), _shown(value))
-        console.print(table)
+            for columns in _side_by_side(one, console.width):
+                wide = Table(box=None, pad_edge=False, header_style="bold")
+                for column in columns:
+                    wide.add_column(_shown(one.header[column]), overflow="fold")
+                for row in one.rows:
+                    wide.add_row(*(_shown(row[column]) for column in columns))
+                console.print(wide)
+                console.print()
+        rows = {visible(name): visible(value) for name, value in result.rows().items()}
+        names = max(map(cell_len, rows), default=0) + 2
+        for name, value in rows.items():
+            # A path stays whole, for whoever copies it; where the line ends is the terminal's to say.
+            lines = textwrap.wrap(value, max(console.width - names, 20), break_long_words=False, break_on_hyphens=False)
+            shown = ("\n" + " " * names).join(lines)
+            console.print(Text.assemble((name, "bold"), " " * (names - cell_len(name)), shown), soft_wrap=True)
     # A terminal that cannot spell a letter still shows the rest.
     encoding = getattr(file, "encoding", None) or "utf-8"
     file.write(text.get().encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _side_by_side(table: Texts, width: int) -> Iterator[list[int]]:
+    """The columns that fit beside each other, part by part; each part begins with those that tell the rows apart."""
+    columns = [[head, *(row[number] for row in table.rows)] for number, head in enumerate(table.header)]
+    widths = [max(cell_len(visible(text)) for text in texts) + 2 for texts in columns]
+    alike = itertools.takewhile(lambda texts: len({*texts}) < len(texts), columns)
+    keys = list(range(len([*alike]) + 1))
+    part = keys
+    for column in range(len(keys), len(columns)):
+        if part != keys and sum(widths[one] for one in (*part, column)) - 2 > width:
+            yield part
+            part = keys
+        part = [*part, column]
+    yield [one for one in part if one < len(columns)]
 
 
 def _shown(text: str) -> Text:

@@ -30,8 +30,9 @@ def progress(what: str, total: int | None, unit: str = "epoch") -> Iterator[Call
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(),
+            # Ctrl-C is echoed behind the line: where that were full, the echo would begin another.
+            TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"), TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(what, total=total, loss="")
