@@ -36,6 +36,7 @@ _SPELLINGS = {"registered-name": "register", "register-winners": "register"}
 GARBAGE_THRESHOLDS = (100_000, 20, 100)
 SECONDS_TO_LEAVE = 3.0
 SECONDS_TO_LEAVE_INTERRUPTED = 1.0
+WIDTH_OF_SENTENCES = 30  # within a table, at least
 WIDTH_OF_FILES = 120  # where nobody says how wide the page is
 OUTPUT_GROUP = Group("Output", sort_key=9)
 OUTPUT = Parameter(group=OUTPUT_GROUP, negative=())
@@ -274,9 +275,12 @@ def _print_tables(result: Result, file: IO[str]) -> None:
 
 
 def _side_by_side(table: Texts, width: int) -> Iterator[list[int]]:
-    """The columns that fit beside each other, part by part; each part begins with those that tell the rows apart."""
+    """The columns that fit beside each other, part by part; each part begins with those that tell the rows apart.
+
+    Sentences may take several lines, and so need less than they are long; numbers and names must not be broken.
+    """
     columns = [[head, *(row[number] for row in table.rows)] for number, head in enumerate(table.header)]
-    widths = [max(cell_len(visible(text)) for text in texts) + 2 for texts in columns]
+    widths = [min(max(cell_len(visible(text)) for text in texts), WIDTH_OF_SENTENCES) + 2 for texts in columns]
     alike = itertools.takewhile(lambda texts: len({*texts}) < len(texts), columns)
     keys = list(range(len([*alike]) + 1))
     part = keys

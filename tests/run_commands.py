@@ -30,6 +30,7 @@ from servers.running import answers, free_port, until
 from workplaces import ROOT, clean_environment
 
 SECONDS = 300
+SECONDS_OF_SCHEDULER = 65  # Prefect's writes down the next runs once a minute
 # Lines that something else runs, or that nobody would want to be run here.
 LEFT_OUT = {
     r"^make (check|test|coverage)|pytest|ruff": "the suite itself",
@@ -76,7 +77,7 @@ class Place:
             return [sys.executable, command.program, *arguments]
         return [sys.executable, "-m", command.program.replace("fourfold", "flows"), *arguments]
 
-    def run(self, command: Command, ends_with: int = 0) -> str:
+    def run(self, command: Command) -> str:
         """Run a line unless it was run before, and give what it said."""
         words = self.words(command)
         if tuple(words) in self.done:
@@ -87,7 +88,7 @@ class Place:
             words, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False,
             stdin=subprocess.DEVNULL, timeout=SECONDS,
         )  # fmt: skip
-        self.tell(command, ended.returncode == ends_with, time.monotonic() - started, ended.stdout + ended.stderr)
+        self.tell(command, ended.returncode == 0, time.monotonic() - started, ended.stdout + ended.stderr)
         return ended.stdout
 
     def tell(self, command: Command, good: bool, seconds: float, said: str) -> None:
@@ -133,9 +134,8 @@ def main() -> int:
         scheduled = [one for one in flows if "--serve" in one.arguments or "serve_check" in one.program]
         far = [one for one in flows if any(argument.startswith("dask://") for argument in one.arguments)]
         alone = [one for one in flows if one not in scheduled and one not in far]
-        models = {"--model", "--promote", "--resume"}  # those that name a model or run come after those that make one
+        # Those that name a model or a run come after those that make one.
         alone.sort(key=lambda one: any(re.match("models:|latest", argument) for argument in one.arguments))
-        assert models
         for command in alone:
             if "--resume" in command.arguments:
                 stop_a_training(place)
@@ -176,7 +176,8 @@ def copy(folder: Path) -> Place:
     for part in range(2):
         pa.parquet.write_table(rows.slice(part * 100, 100), place / "rows" / f"{part}.parquet")
     (place / "mypackage").mkdir()
-    (network,) = re.findall(r"((?:    [^\n]*\n|\n)+)", (ROOT / "docs" / "own-models.md").read_text())[:1]
+    page = (ROOT / "docs" / "own-models.md").read_text()
+    (network,) = re.findall(r"^(    # mypackage/nets\.py\n(?:    .*\n|\n)+)", page, flags=re.MULTILINE)
     (place / "mypackage" / "nets.py").write_text(textwrap.dedent(network))
     home = {"HOME": str(folder / "home"), "PREFECT_HOME": str(folder / "prefect"), "PYTHONPATH": str(place)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -188,7 +189,9 @@ def stop_a_training(place: Place) -> None:
     command = [sys.executable, "flows/train_flow.py", "--epochs", "20000", "--checkpoint-seconds", "0.2"]
     kept = place.folder / "mlruns" / "checkpoints"
     before = set(kept.rglob("*.safetensors"))
-    with subprocess.Popen(command, cwd=place.folder, env=place.environment, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, cwd=place.folder, env=place.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         until(lambda: set(kept.rglob("*.safetensors")) - before or process.poll() is not None)
         process.send_signal(signal.SIGINT)
 
@@ -248,12 +251,14 @@ def prefect(place: Place, lines: list[Command], scheduled: list[Command]) -> Non
                 command = Command(command.place, command.line, command.program, meant)
             said = place.run(command)
             schedule = next(iter(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", said)), schedule)
-        for command in scheduled:
+        changed = time.monotonic()
+        for command in sorted(scheduled, key=lambda one: "--serve" in one.arguments):
             if "--serve" in command.arguments:
                 place.done.add(command.arguments)
                 with place.started(command, lambda said: "serving " in said):
                     pass
             else:
+                time.sleep(max(0, changed + SECONDS_OF_SCHEDULER - time.monotonic()))
                 place.run(command)
 
 

@@ -402,6 +402,20 @@ def test_a_table_that_is_too_wide_goes_on_below_with_what_tells_its_rows_apart(
     assert read_again == [list(WIDE.header[2:]), *(list(row[2:]) for row in WIDE.rows)]
 
 
+def test_a_sentence_in_a_table_takes_several_lines_instead(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_line, "WIDTH_OF_FILES", 60)
+    answers = Table(
+        "answers", ("question", "answer"), (("worker", "one of work pool fourfold, " * 3), ("server", "ok"))
+    )
+    run(lambda config: Told(tabled=(answers,)))
+    table = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in (table[0], table[1], table[-1])] == ["question", "worker", "server"]
+    assert len(table) == 4
+    assert " ".join(" ".join(table[1:3]).split()) == f"worker {'one of work pool fourfold, ' * 3}".strip()
+
+
 def test_a_path_stays_whole_however_narrow_the_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
