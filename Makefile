@@ -26,7 +26,7 @@ coverage: $(READY)
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term-missing $(ARGS)
 
 commands: $(READY)
-	PYTHONPATH=.:tests $(BIN)/python tests/run_commands.py
+	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(BIN)/python tests/run_commands.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .
