@@ -1,5 +1,6 @@
 # make train [ARGS="--optimizer Adam"]   set up .venv where needed, then run the main job
 # make test  [ARGS="-k parity"]          the tests
+# make commands                          what README, docs/ and --help say to type, each line really run
 # make coverage                          the same, and which lines and branches no test runs
 # make check                             format, lint, types and the direction of imports
 # make bench-comparison                  what a comparison costs beside the same trainings one after another
@@ -14,7 +15,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test coverage check bench bench-comparison bench-tables bench-faults bench-checkpoints bench-requests bench-scaling
+.PHONY: train test commands coverage check bench bench-comparison bench-tables bench-faults bench-checkpoints bench-requests bench-scaling
 train: $(READY)
 	@$(BIN)/python flows/train_flow.py $(ARGS)
 
@@ -23,6 +24,9 @@ test: $(READY)
 
 coverage: $(READY)
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term-missing $(ARGS)
+
+commands: $(READY)
+	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(BIN)/python tests/run_commands.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .
