@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:1] = [str(ROOT), str(ROOT / "tests")]  # in place of this folder, where `faults` is this file
 
-from faults.harness import MOMENTS, Kill, kill, undisturbed  # noqa: E402
+from faults.harness import MOMENTS, Kill, PrefectOf, kill, undisturbed  # noqa: E402
 from workplaces import make_prefect_home  # noqa: E402
 
 KILLS_A_CHAIN = 5
@@ -35,12 +35,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
         make_prefect_home(folder / "prefect-home")
-        expected = undisturbed(folder / "undisturbed", folder / "prefect-home")
+        prefect = PrefectOf(folder / "prefect-home")
+        expected = undisturbed(folder / "undisturbed", prefect)
         chains = 0
         while len(kills) < asked.kills:
             seed = asked.seed + chains
             moments = [MOMENTS[(seed + 2 * number) % len(MOMENTS)] for number in range(KILLS_A_CHAIN)]
-            chain = kill(seed, moments, folder / str(seed), folder / "prefect-home", expected)
+            chain = kill(seed, moments, folder / str(seed), prefect, expected)
             kills += chain.kills
             faults += [f"seed {seed}: {fault}" for fault in chain.faults]
             chains += 1

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -21,6 +22,8 @@ from mlflow import MlflowClient
 from workplaces import ROOT, SERVE, Workplace, clean_environment, make_prefect_home, workplace_in
 
 import fourfold  # noqa: F401 - before any test loads onnxruntime: it turns its telemetry off
+
+torch.set_num_threads(1)  # as many tests run side by side as there are cores
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,11 +75,15 @@ def prefect_home(
 
 
 @pytest.fixture(scope="session")
-def prefect_server(prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server_home(prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Prefect home of the server that stays."""
+    return Path(shutil.copytree(prefect_home, tmp_path_factory.mktemp("prefect-server") / "home"))
+
+
+@pytest.fixture(scope="session")
+def prefect_server(server_home: Path) -> Iterator[str]:
     """The address of one server, for the flows whose own is not what a test is about: each takes three seconds."""
-    home = tmp_path_factory.mktemp("prefect-server") / "home"
-    shutil.copytree(prefect_home, home)
-    environment = clean_environment() | {"PREFECT_HOME": str(home)}
+    environment = clean_environment() | {"PREFECT_HOME": str(server_home)}
     with subprocess.Popen(
         [sys.executable, "-c", SERVE], env=environment, cwd=ROOT, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,

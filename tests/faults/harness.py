@@ -4,6 +4,7 @@ Nothing here asks fourfold how it went: the judge reads MLflow's and Prefect's d
 the processes that live.
 """
 
+import json
 import random
 import shutil
 import signal
@@ -34,6 +35,19 @@ TRAINING = (
     "--data", "sine", "--model", "mlp", "--hidden", "8", "--optimizer", "Adam", "--batch-size", "400", "--epochs",
     "400", "--checkpoint-seconds", "0.2", "--json",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PrefectOf:
+    """Which Prefect the trainings tell of themselves.
+
+    Attributes:
+        home: a Prefect home whose database is up to date; each training gets a copy for the servers of its own.
+        server: the address of a server that stays, whose home that is; then nothing is copied.
+    """
+
+    home: Path
+    server: str | None = None
 
 
 @dataclass(frozen=True)
@@ -132,17 +146,21 @@ class Chain:
     faults: list[str] = field(default_factory=list)
 
 
-def place(folder: Path, prefect_home: Path) -> Workplace:
-    """An empty folder with a Prefect database that is up to date, and a folder for temporary files of its own."""
+def place(folder: Path, prefect: PrefectOf) -> Workplace:
+    """An empty folder, and a folder for temporary files of its own."""
     (folder / "tmp").mkdir(parents=True)
-    shutil.copytree(prefect_home, folder / "prefect")
     workplace = workplace_in(folder)
-    return replace(workplace, environment=workplace.environment | {"TMPDIR": str(folder / "tmp")})
+    environment = workplace.environment | {"TMPDIR": str(folder / "tmp")}
+    if prefect.server:
+        environment |= {"PREFECT_HOME": str(prefect.home), "PREFECT_API_URL": prefect.server}
+    else:
+        shutil.copytree(prefect.home, folder / "prefect")
+    return replace(workplace, environment=environment)
 
 
-def undisturbed(folder: Path, prefect_home: Path) -> dict[str, Any]:
+def undisturbed(folder: Path, prefect: PrefectOf) -> dict[str, Any]:
     """What the training leaves when nobody kills it."""
-    workplace = place(folder, prefect_home)
+    workplace = place(folder, prefect)
     ended = workplace.run(*TRAINING)
     assert ended.code == 0, ended.err
     left, faults = left_by(workplace)
@@ -151,10 +169,10 @@ def undisturbed(folder: Path, prefect_home: Path) -> dict[str, Any]:
 
 
 def kill_and_resume(
-    seed: int, moments: Sequence[Moment], folder: Path, prefect_home: Path, expected: dict[str, Any]
+    seed: int, moments: Sequence[Moment], folder: Path, prefect: PrefectOf, expected: dict[str, Any]
 ) -> Chain:
     """Kill a training at one moment after the other, by signals that the seed chooses; then let it end, and judge."""
-    draw, chain, workplace = random.Random(seed), Chain(seed), place(folder, prefect_home)
+    draw, chain, workplace, began_at = random.Random(seed), Chain(seed), place(folder, prefect), time.time()
     code = -1
     for moment in moments:
         how, later = draw.choice(SIGNALS), draw.uniform(0, moment.at_most)
@@ -179,19 +197,19 @@ def kill_and_resume(
         ended = workplace.run("--model", "models:/sine-mlp@champion", "--at", "1", flow="predict")
         if ended.code != 0:
             chain.faults.append(f"predict_flow ended with {ended.code}: {ended.err.strip()[-500:]}")
-    left, faults = left_by(workplace)
+    left, faults = left_by(workplace, since=began_at)
     chain.faults += faults
     chain.faults += [f"{name} came out as {left.get(name)}, not as {value}"[:500] for name, value in expected.items()
                      if left.get(name) != value]  # fmt: skip
     return chain
 
 
-def kill(seed: int, moments: Sequence[Moment], folder: Path, prefect_home: Path, expected: dict[str, Any]) -> Chain:
+def kill(seed: int, moments: Sequence[Moment], folder: Path, prefect: PrefectOf, expected: dict[str, Any]) -> Chain:
     """The same, with a training anew where one was faster than its kill, until it was killed at as many moments."""
     chain, left, tries = Chain(seed), list(moments), 0
     while left:
         assert tries < 3 * len(moments), f"trainings end before they are killed: {chain.kills}"
-        one = kill_and_resume(seed + 1000 * tries, left, folder / str(tries), prefect_home, expected)
+        one = kill_and_resume(seed + 1000 * tries, left, folder / str(tries), prefect, expected)
         chain.kills += [each for each in one.kills if each.code != 0]
         chain.faults += one.faults
         tries += 1
@@ -250,8 +268,11 @@ def faults_of(attempt: Attempt, how: signal.Signals, seconds: float, err: str) -
         yield f"Prefect shows it as {unended}"
 
 
-def left_by(workplace: Workplace) -> tuple[dict[str, Any], list[str]]:
-    """What a training that is finished has left, without what differs from run to run; and what should not be there."""
+def left_by(workplace: Workplace, since: float = 0) -> tuple[dict[str, Any], list[str]]:
+    """What a training that is finished has left, without what differs from run to run; and what should not be there.
+
+    The first is as JSON holds it.
+    """
     faults = []
     known = statuses(workplace)
     finished = [run_id for run_id, status in known.items() if status == "FINISHED"]
@@ -259,7 +280,7 @@ def left_by(workplace: Workplace) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"MLflow's runs are {list(known.values())}, where one should be finished"]
     if others := set(known.values()) - {"FINISHED", "KILLED"}:
         faults.append(f"runs are left {others}")
-    states = prefect_states(workplace)
+    states = prefect_states(workplace, since)
     if set(states) - ENDED or "COMPLETED" not in states:
         faults.append(f"Prefect's flow runs are {states}")
     (run_id,) = finished
@@ -286,12 +307,13 @@ def left_by(workplace: Workplace) -> tuple[dict[str, Any], list[str]]:
     model = next(workplace.folder.glob(f"mlruns/*/{run_id}/artifacts/model.onnx"))
     history = next(workplace.folder.glob(f"mlruns/*/{run_id}/artifacts/history.parquet"))
     weights = {one.name: numpy_helper.to_array(one).tolist() for one in onnx.load(model).graph.initializer}
-    return {
+    left = {
         "metrics": [row for row in metrics if row[0] != "fit_seconds"],
         "parameters": parameters,
         "weights": weights,
         "history": pq.read_table(history).to_pydict(),
-    }, faults
+    }
+    return json.loads(json.dumps(left)), faults
 
 
 @contextmanager
@@ -323,7 +345,7 @@ def statuses(workplace: Workplace) -> dict[str, str]:
 
 def prefect_states(workplace: Workplace, since: float = 0) -> list[str]:
     moment = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    with database(workplace.folder / "prefect" / "prefect.db") as rows:
+    with database(Path(workplace.environment["PREFECT_HOME"]) / "prefect.db") as rows:
         return [state for (state,) in rows("select state_type from flow_run where created >= ?", moment)]
 
 

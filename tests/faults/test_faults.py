@@ -1,24 +1,42 @@
 """Twenty kills of real trainings; `make bench-faults` makes two hundred."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.harness import MOMENTS, kill, undisturbed
+from faults.harness import MOMENTS, PrefectOf, kill, undisturbed
 
 KILLS_A_CHAIN = 4
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> dict[str, Any]:
-    return undisturbed(tmp_path_factory.mktemp("undisturbed") / "run", prefect_home)
+@pytest.fixture
+def expected(made_once: Callable[[str, Callable[[Path], None]], Path], prefect_home: Path) -> dict[str, Any]:
+    def fill(folder: Path) -> None:
+        (folder / "left.json").write_text(json.dumps(undisturbed(folder / "run", PrefectOf(prefect_home))))
+
+    left: dict[str, Any] = json.loads((made_once("undisturbed", fill) / "left.json").read_text())
+    return left
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.fixture
+def prefect(request: pytest.FixtureRequest) -> PrefectOf:
+    """Servers of the flows' own, which go with them, or one that stays."""
+    if request.param == "its own":
+        return PrefectOf(request.getfixturevalue("prefect_home"))
+    return PrefectOf(request.getfixturevalue("server_home"), request.getfixturevalue("prefect_server"))
+
+
+@pytest.mark.parametrize(
+    ("seed", "prefect"),
+    [(0, "its own"), (1, "its own"), (2, "a server"), (3, "a server"), (4, "a server")],
+    indirect=["prefect"],
+)
 def test_a_training_that_is_killed_again_and_again_ends_as_if_it_never_was(
-    seed: int, tmp_path: Path, prefect_home: Path, expected: dict[str, Any]
+    seed: int, prefect: PrefectOf, tmp_path: Path, expected: dict[str, Any]
 ) -> None:
     moments = [MOMENTS[(seed + 2 * number) % len(MOMENTS)] for number in range(KILLS_A_CHAIN)]
-    chain = kill(seed, moments, tmp_path, prefect_home, expected)
+    chain = kill(seed, moments, tmp_path, prefect, expected)
     assert not chain.faults, "\n".join([*chain.faults, *map(str, chain.kills)])
     assert len(chain.kills) == KILLS_A_CHAIN

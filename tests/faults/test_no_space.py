@@ -54,6 +54,7 @@ def test_the_checkpoint_before_the_one_that_does_not_fit_is_whole(small_disk: Ca
     assert not list(folder.path.glob(".*.part")), "what did not fit is gone"
 
 
+@pytest.mark.usefixtures("shared_server")
 def test_a_training_whose_checkpoints_do_not_fit_goes_on_when_there_is_room(
     workplace: Workplace, small_disk: Callable[[int], Path]
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_training_whose_checkpoints_do_not_fit_goes_on_when_there_is_room(
     assert [one.step for one in workplace.client.get_metric_history(run_id, "epochs")] == [0]
 
 
+@pytest.mark.usefixtures("shared_server")
 @pytest.mark.parametrize("room", [40, 400])
 def test_a_store_that_is_full_is_told_and_sound(
     room: int, workplace: Workplace, small_disk: Callable[[int], Path], empty_database: Path
@@ -96,6 +98,7 @@ def test_a_store_that_is_full_is_told_and_sound(
         assert "FINISHED" not in {status for (status,) in database.execute("select status from runs")}
 
 
+@pytest.mark.usefixtures("shared_server")
 def test_predictions_that_do_not_fit_leave_the_former_output(
     workplace: Workplace, small_disk: Callable[[int], Path]
 ) -> None:

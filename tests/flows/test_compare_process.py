@@ -261,24 +261,6 @@ def test_a_network_of_ones_own_on_a_file_is_compared_in_mini_batches(workplace: 
     assert {"comparison.png", "comparison.html"} <= artifacts(workplace, result["run_id"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--optimizers", "SGD,SparseAdam"], "SparseAdam cannot train this model"),
-        (["--learning-rates", "1"], "--learning-rates"),
-    ],
-)
-def test_a_wrong_request_exits_2_with_one_line_and_creates_nothing(
-    empty_workplace: Workplace, arguments: list[str], said: str
-) -> None:
-    ended = empty_workplace.run(*arguments, flow="compare")
-    assert ended.code == 2
-    assert said in ended.err
-    assert len(ended.err.splitlines()) == 1
-    assert ended.out == ""
-    assert [path for path in empty_workplace.folder.iterdir() if path.name != "prefect"] == []
-
-
 def _workers_that_train(owner: int) -> int:
     found = 0
     for child in psutil.Process(owner).children(recursive=True):

@@ -129,26 +129,6 @@ def test_points_are_predicted(trained: tuple[Workplace, Ended], expected: np.nda
     ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "give either --input with a file, or --at with a point"),
-        (["--input", "houses.csv", "--output", "o.csv", "--keep", "key"], "--keep key: houses.csv has no such column"),
-    ],
-    ids=str,
-)
-def test_a_wrong_request_is_one_line_and_leaves_nothing(
-    arguments: list[str], said: str, trained: tuple[Workplace, Ended]
-) -> None:
-    workplace, _ = trained
-    before = {one.name for one in workplace.folder.iterdir()}
-    ended = predict(workplace, "--model", "models:/houses-mlp@champion", *arguments)
-    assert ended.code == 2
-    assert (ended.out, ended.err.count("\n")) == ("", 1)
-    assert said in ended.err
-    assert {one.name for one in workplace.folder.iterdir()} == before
-
-
 @pytest.mark.parametrize("signal_sent", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_job_leaves_no_half_file(
     signal_sent: signal.Signals, trained: tuple[Workplace, Ended], tmp_path: Path

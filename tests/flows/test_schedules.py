@@ -26,6 +26,8 @@ QUICK = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PYTHONPATH": str(ROOT),
 }
+# Prefect's server waits for its SQLite file that long, and at times its own requests keep it from each other.
+SECONDS_LOCKED = 60
 OVER = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -33,7 +35,7 @@ class Api:
     """Prefect's REST API as anybody may use it."""
 
     def __init__(self, address: str) -> None:
-        self.http = httpx.Client(base_url=address, timeout=30)
+        self.http = httpx.Client(base_url=address, timeout=SECONDS_LOCKED + 30)
 
     def __enter__(self) -> "Api":
         return self
@@ -71,7 +73,7 @@ class Api:
         self.post(f"/deployments/{deployment}/schedules", [{"schedule": rule, "active": True}])
 
 
-def until(what: str, holds: Callable[[], Any], seconds: float = 60) -> Any:
+def until(what: str, holds: Callable[[], Any], seconds: float = 3 * SECONDS_LOCKED) -> Any:
     """Wait for what other processes bring about."""
     deadline = time.monotonic() + seconds
     while not (found := holds()):

@@ -144,17 +144,3 @@ def test_a_version_that_is_not_there_or_was_never_proved_cannot_be_promoted(
         assert said in ended.err
     assert runs() == before
     assert client.get_registered_model("foreign").aliases == {}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [([], "--model"), (["--model", "models:/none@champion"], "none"), (["--model", "nowhere"], "no such folder")],
-)
-def test_a_wrong_address_exits_2_with_one_line_and_creates_nothing(
-    empty_workplace: Workplace, arguments: list[str], said: str
-) -> None:
-    ended = empty_workplace.run(*arguments, flow="verify")
-    assert ended.code == 2
-    assert said in ended.err
-    assert len(ended.err.splitlines()) == 1
-    assert [path for path in empty_workplace.folder.iterdir() if path.name != "prefect"] == []

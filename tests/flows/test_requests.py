@@ -1,11 +1,11 @@
-"""Some hundred of the random requests; `benchmarks/wrong_requests.py` runs thousands."""
+"""Wrong requests by name, and some hundred at random; `benchmarks/wrong_requests.py` runs thousands."""
 
 import json
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
-from random_requests import KINDS, Case, Ending, Kind, Runner, complaints, running, trained
+from random_requests import KINDS, LINES_FILES, Case, Ending, Kind, Runner, complaints, running, trained
 
 from fourfold.configuration import TrainConfig
 
@@ -23,6 +23,32 @@ def runner() -> Iterator[Runner]:
 @pytest.fixture(scope="module")
 def model(runner: Runner) -> tuple[bytes, bytes]:
     return trained(runner)
+
+
+@pytest.mark.parametrize(
+    ("flow", "line", "said"),
+    [
+        ("train", "--lr -1", "--lr"),
+        ("train", "--optimizer Adm", "Adam"),
+        ("train", "--optimizer SparseAdam", "SparseAdam cannot train this model"),
+        ("train", "--data none.csv --target y", "no such file"),
+        ("compare", "--optimizers SGD,SparseAdam", "SparseAdam cannot train this model"),
+        ("compare", "--learning-rates 1", "--learning-rates"),
+        ("tutorial", "--steps 0", "--steps"),
+        ("verify", "", "--model"),
+        ("verify", "--model models:/none@champion", "none"),
+        ("verify", "--model nowhere", "no such folder"),
+        ("predict", "--model line.onnx", "give either --input with a file, or --at with a point"),
+        ("predict", "--model line.onnx --input rows.csv --output o.csv --keep key", "rows.csv has no such column"),
+    ],
+)
+def test_a_wrong_request_ends_with_2_and_one_line_that_says_why(
+    flow: str, line: str, said: str, runner: Runner, model: tuple[bytes, bytes]
+) -> None:
+    case = Case(flow, tuple(line.split()), LINES_FILES | {"line.onnx": model[0]})
+    ending = runner.run(case)
+    assert (ending.code, complaints(case, ending)) == (2, [])
+    assert said in ending.err
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
