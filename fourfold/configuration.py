@@ -98,7 +98,9 @@ class FlowConfig(BaseModel, ABC):
         return self.model_dump()
 
 
+BUILT_IN = ("line", "sine")
 MODELS = ("linear", "mlp", "polynomial", "legendre", "dynamic")
+LossName = Literal["sse", "mse", "l1", "huber"]
 
 
 class ProblemConfig(FlowConfig):
@@ -192,7 +194,7 @@ class ProblemConfig(FlowConfig):
     ] = "tanh"
 
     loss: Annotated[
-        Literal["sse", "mse", "l1", "huber"] | None,
+        LossName | None,
         FIT,
         Field(
             description="squared error summed (sse) or averaged (mse), absolute error (l1) or huber, both "
@@ -228,10 +230,10 @@ class ProblemConfig(FlowConfig):
     @property
     def is_file(self) -> bool:
         """Whether `data` names a file and not a built-in set."""
-        return self.data not in ("line", "sine")
+        return self.data not in BUILT_IN
 
     @property
-    def loss_name(self) -> Literal["sse", "mse", "l1", "huber"]:
+    def loss_name(self) -> LossName:
         """The loss, its default resolved: a sum over a file's many rows would need a learning rate of its own."""
         return self.loss or ("mse" if self.is_file else "sse")
 
