@@ -1,5 +1,7 @@
 # make train [ARGS="--optimizer Adam"]   set up .venv where needed, then run the main job
 # make test  [ARGS="-k parity"]          the tests
+# make commands                          what README, docs/ and --help say to type, each line really run
+# make coverage                          the same, and which lines and branches no test runs
 # make check                             format, lint, types and the direction of imports
 # make bench-comparison                  what a comparison costs beside the same trainings one after another
 # make bench-tables                      what ten million rows cost, in time beside a bare loop and in memory
@@ -13,12 +15,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test check bench bench-comparison bench-tables bench-faults bench-checkpoints bench-requests bench-scaling
+.PHONY: train test commands coverage check bench bench-comparison bench-tables bench-faults bench-checkpoints bench-requests bench-scaling
 train: $(READY)
 	@$(BIN)/python flows/train_flow.py $(ARGS)
 
 test: $(READY)
 	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+coverage: $(READY)
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term-missing $(ARGS)
+
+commands: $(READY)
+	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(BIN)/python tests/run_commands.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -20,6 +20,7 @@ from tasks.export_onnx import export_onnx
 from tasks.make_data import make_data
 from tasks.picture import drawing
 from tasks.register import register
+from tasks.report_page import reporting
 from tasks.request import check, check_optimizer
 from tasks.resume import Place, asked_again
 from tasks.start import prepared, typed
@@ -47,7 +48,7 @@ def train_into(result: TrainResult, parent: RunRecord | None = None) -> TrainRes
         result.warnings = warn(config, built, record)
         result.fit = fitted = train(config, built, data, record, folder, checkpoints)
         result.parameters = built.parameters(fitted.history)
-        with drawing(built, data, fitted, record, folder) as result.picture:
+        with reporting(result, record, folder), drawing(built, data, fitted, record, folder) as result.picture:
             if fitted.outcome is Outcome.DIVERGED:
                 raise DivergedError(advice(config, fitted))
             result.evaluation = evaluation = evaluate(config, built, data, record)

@@ -9,7 +9,7 @@ import zoneinfo
 from abc import ABC, abstractmethod
 from datetime import timedelta
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from cyclopts import Group, Parameter
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -86,6 +86,7 @@ class FlowConfig(BaseModel, ABC):
     """What every flow's request has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    examples: ClassVar[tuple[str, ...]]  # of its options, for --help
 
     @property
     @abstractmethod
@@ -134,7 +135,7 @@ class ProblemConfig(FlowConfig):
         Field(
             ge=0,
             lt=1,
-            description="share of rows held out, chosen by the seed (default: 0.2 for a file, else 0)",
+            description="share of rows held out, below 1, chosen by the seed (default: 0.2 for a file, else 0)",
         ),
     ] = None
     validation_fraction: Annotated[
@@ -143,8 +144,8 @@ class ProblemConfig(FlowConfig):
         Field(
             ge=0,
             lt=1,
-            description="share of rows kept aside to choose between trainings (default: none when one is trained, 0.2 "
-            "of a file when several are compared)",
+            description="share of rows kept aside, below 1, to choose between trainings (default: 0, and 0.2 of a file "
+            "where several are compared)",
         ),
     ] = None
     standardize: Annotated[
@@ -167,7 +168,7 @@ class ProblemConfig(FlowConfig):
         _like(rf"{'|'.join(MODELS)}|[\w.]+:\w+", f"{', '.join(MODELS)}, or a class of yours as module:Class"),
         Field(description=f"{', '.join(MODELS)}, or a class of yours as module:Class"),
     ] = "linear"
-    degree: Annotated[int, MODEL, Field(ge=1, le=100, description="highest power of the polynomial")] = 3
+    degree: Annotated[int, MODEL, Field(ge=1, le=100, description="highest power of the polynomial, 1 to 100")] = 3
     basis: Annotated[
         Literal["power", "chebyshev"],
         MODEL,
@@ -223,7 +224,7 @@ class ProblemConfig(FlowConfig):
         Field(
             ge=0,
             lt=1,
-            description="share by which the RMSE must be below the champion's to take its place, as 0.01 for 1%",
+            description="share, below 1, by which the RMSE must be below the champion's to take its place",
         ),
     ] = 0
 
@@ -265,6 +266,11 @@ class ProblemConfig(FlowConfig):
 
 class TrainConfig(ProblemConfig):
     """One training run, from the data to the registered model."""
+
+    examples = (
+        "--optimizer Adam --lr 0.05 --epochs 2000",
+        "--data houses.csv --target price --model mlp --optimizer LBFGS",
+    )
 
     stream: Annotated[
         bool | None,
@@ -365,6 +371,11 @@ EIGHT = ("SGD", "Adagrad", "Adam", "Adamax", "ASGD", "RMSprop", "Rprop", "LBFGS"
 class CompareConfig(ProblemConfig):
     """One problem under several optimizers, each at many learning rates and from many seeds."""
 
+    examples = (
+        "--optimizers SGD,SGD:momentum=0.9,LBFGS --budget 2000",
+        "--data houses.csv --target price --model mlp --register",
+    )
+
     optimizers: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],
         Field(
@@ -378,16 +389,22 @@ class CompareConfig(ProblemConfig):
     learning_rates: Annotated[
         int,
         COMPARISON,
-        Field(ge=2, le=1000, description="learning rates of each optimizer, around its default"),
+        Field(ge=2, le=1000, description="learning rates of each optimizer, 2 to 1000, around its default"),
     ] = 13
-    decades: Annotated[Finite, COMPARISON, Field(gt=0, le=20, description="width of that grid in powers of ten")] = 6
+    decades: Annotated[
+        Finite, COMPARISON, Field(gt=0, le=20, description="width of that grid in powers of ten, at most 20")
+    ] = 6
     lr: Annotated[
         Finite, COMPARISON, Field(gt=0, description="one learning rate for all, shown beside the tuned ones")
     ] = 0.01
     seeds: Annotated[
         int,
         COMPARISON,
-        Field(ge=1, le=100_000, description="trainings at each learning rate; each has first weights and an order"),
+        Field(
+            ge=1,
+            le=100_000,
+            description="trainings at each learning rate, at most 100000; each has first weights and an order",
+        ),
     ] = 10
     target_loss: Annotated[
         Finite | None,
@@ -446,6 +463,8 @@ class CompareConfig(ProblemConfig):
 class TutorialConfig(FlowConfig):
     """Eight levels of PyTorch on one problem."""
 
+    examples = ("--steps 200",)
+
     steps: Annotated[
         int | None,
         FIT,
@@ -464,6 +483,11 @@ class TutorialConfig(FlowConfig):
 
 class PredictConfig(FlowConfig):
     """Predictions of one model for the rows of a file, or for points."""
+
+    examples = (
+        "--model models:/line-linear@champion --at 4",
+        "--model models:/houses-mlp@champion --input new.csv --output scored.parquet",
+    )
 
     model: Annotated[
         str,
@@ -525,6 +549,11 @@ class PredictConfig(FlowConfig):
 class VerifyConfig(FlowConfig):
     """One proof, today, that a model still predicts what it was proved to predict, and who passes may be champion."""
 
+    examples = (
+        "--model models:/line-linear@champion",
+        "--promote models:/line-linear/1",
+    )
+
     model: Annotated[
         str | None,
         MODEL,
@@ -584,6 +613,7 @@ class PreflightConfig(BaseModel):
     """Which deployments are asked about."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    examples: ClassVar[tuple[str, ...]] = ("--deployment train/train-nightly",)
 
     deployment: Annotated[
         Names,

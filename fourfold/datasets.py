@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fourfold.errors import RequestError
+from fourfold.fitting import Rows
 from fourfold.profile import Profile
-from fourfold.streams import HELD_OUT, TRAINING, VALIDATION, Rows, Stream, choose_parts
+from fourfold.streams import HELD_OUT, TRAINING, VALIDATION, Stream, choose_parts
 from fourfold.tables import Faults, TableFile, listed, matrix
 
 

@@ -9,12 +9,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Range:
-    """Of each column the values that are there; NaN stands for a missing one. All arrays are (columns,) float64.
+    """The part of a `Profile` that predictions need, which may be infinite: of those there is no deviation.
 
     Attributes:
-        count: values that are there.
-        low, high: smallest and largest, NaN where there is no value.
-        total: their sum.
+        count, low, high: as there.
+        total: the sum of the values that are there.
     """
 
     count: np.ndarray

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fourfold.errors import RequestError, first_line
+from fourfold.fitting import Rows
 from fourfold.processes import temporary_folder
 from fourfold.profile import Profile
 from fourfold.tables import CHUNK_ROWS, Faults, TableFile, ahead, matrix, open_parquet
@@ -25,8 +26,6 @@ SAMPLE_ROWS = 10_000  # of each part, held for what needs rows at hand
 POOL = 128 * 2**20  # bytes that are shuffled at once
 _CODES = {TRAINING: 0, VALIDATION: 1, HELD_OUT: 2}
 _DROPPED = 255
-
-Rows = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)

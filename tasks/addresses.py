@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 
 def answers(url: str, seconds: float) -> bool:
+    """Whether a server gives that page, within so many seconds."""
     try:
         with urllib.request.urlopen(url, timeout=seconds) as answer:
             return bool(answer.status == 200)
@@ -16,6 +17,7 @@ def answers(url: str, seconds: float) -> bool:
 
 
 def is_server(uri: str) -> bool:
+    """Whether an address is of a server, and not of a file or a database."""
     return urlsplit(uri).scheme in ("http", "https")
 
 

@@ -4,22 +4,26 @@ import atexit
 import contextlib
 import gc
 import io
+import itertools
 import json
 import logging
 import os
 import signal
 import sys
+import textwrap
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Annotated, Any, Generic, NoReturn, Protocol, TypeVar
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from pydantic import BaseModel, ValidationError
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from rich.theme import Theme
 
 from fourfold.configuration import FlowConfig, ServeConfig
 from fourfold.errors import FourfoldError, RequestError, is_out_of_space, visible
@@ -32,9 +36,12 @@ _SPELLINGS = {"registered-name": "register", "register-winners": "register"}
 GARBAGE_THRESHOLDS = (100_000, 20, 100)
 SECONDS_TO_LEAVE = 3.0
 SECONDS_TO_LEAVE_INTERRUPTED = 1.0
+WIDTH_OF_SENTENCES = 30  # within a table, at least
 WIDTH_OF_FILES = 120  # where nobody says how wide the page is
 OUTPUT_GROUP = Group("Output", sort_key=9)
 OUTPUT = Parameter(group=OUTPUT_GROUP, negative=())
+# No colour, which vanishes on one background or another.
+_THEME = Theme({"cyclopts.name": "bold", **dict.fromkeys(("cyclopts.choices", "cyclopts.default"), "none")})
 
 
 class Texts(Protocol):
@@ -88,11 +95,46 @@ def read(
     # spend a second on freeing what the kernel frees at once.
     atexit.register(_leave)
     signals.end_at_once()
+    request = parse(flow, config_class, description, sys.argv[1:] if arguments is None else arguments)
+    if request.serving.serve:  # its runs come and go, and their log is what there is to see
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")
+    if request.verbose:
+        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = os.environ["MLFLOW_LOGGING_LEVEL"] = "INFO"
+        os.environ["PREFECT_LOGGING_INTERNAL_LEVEL"] = "ERROR"
+    return request
+
+
+def parse(flow: str, config_class: type[Config], description: str, arguments: Sequence[str]) -> Request[Config]:
+    """What a command line asks for; ends the process as `read` does, and changes nothing of it."""
     requests: list[Request[Config]] = []
+    program = f"python flows/{file_of(flow, config_class)}"
+    obey(application(program, config_class, description, requests, served="--serve" in arguments), arguments)
+    if not requests:  # --help has been printed
+        raise SystemExit(0)
+    return requests[0]
+
+
+def file_of(flow: str, config_class: type[BaseModel]) -> str:
+    """The name of a flow's file."""
+    return f"{flow}_flow.py" if issubclass(config_class, FlowConfig) else f"{flow}.py"
+
+
+def application(
+    program: str, config_class: type[Config], description: str, requests: list[Request[Config]], *, served: bool
+) -> App:
+    """The command of a flow, which adds what it is asked for to `requests`.
+
+    Args:
+        program: what a person types in front of the options.
+        config_class: has the options, and examples of them.
+        description: of the flow.
+        requests: grows.
+        served: whether --help shows the options of serving.
+    """
     is_flow = issubclass(config_class, FlowConfig)
     app = App(
-        name=f"{flow}_flow.py" if is_flow else f"{flow}.py", help=description,
-        version_flags=(), result_action="return_value",
+        name=program, help=description, help_epilogue=_epilogue(program, config_class, told=served),
+        help_format="plaintext", console=Console(theme=_THEME), version_flags=(), result_action="return_value",
         default_parameter=Parameter(negative_iterable=(), show_default=_spell_default),
     )  # fmt: skip
     app["--help"].group = OUTPUT_GROUP
@@ -100,7 +142,7 @@ def read(
     def command(
         *,
         config: Annotated[config_class, Parameter(name="*")] = None,  # type: ignore[valid-type]
-        serving: Annotated[ServeConfig | None, Parameter(name="*", parse=is_flow)] = None,
+        serving: Annotated[ServeConfig | None, Parameter(name="*", parse=is_flow, show=is_flow and served)] = None,
         json: Annotated[
             bool, OUTPUT, Parameter(help="last line on standard output: the result as one JSON object")
         ] = False,
@@ -109,14 +151,32 @@ def read(
         ] = False,
     ) -> None:
         # Nothing typed may be a wrong request as well; made here, that leaves --help alone.
-        asked, served = config_class() if config is None else config, serving or ServeConfig()
-        if served.serve and json:
+        asked, when = config_class() if config is None else config, serving or ServeConfig()
+        if when.serve and json:
             raise RequestError("--json needs a result, and what is served has none; leave it out")
-        requests.append(Request(asked, json, verbose, served))
+        requests.append(Request(asked, json, verbose, when))
 
     app.default(command)
+    return app
+
+
+def _epilogue(program: str, config_class: type[BaseModel], *, told: bool) -> str:
+    """Examples, in lines that a shell takes as one, and where the options of serving are."""
+    lines = ["Examples:"]
+    for example in config_class.examples:  # type: ignore[attr-defined]
+        words = f"{program} {example}"
+        lines.append(
+            "  " + " \\\n      ".join(textwrap.wrap(words, 74, break_on_hyphens=False, break_long_words=False))
+        )
+    if issubclass(config_class, FlowConfig) and not told:
+        lines += ["", "To run it by a schedule: --serve, and --serve --help for more."]
+    return "\n".join(lines)
+
+
+def obey(app: App, arguments: Sequence[str]) -> None:
+    """Let a command read its line; a wrong one ends the process with one line and code 2."""
     try:
-        app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
+        app(list(arguments), exit_on_error=False, print_error=False)
     except CycloptsError as error:
         cause = error.__cause__
         _refuse(_first_fault(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split()))
@@ -124,14 +184,6 @@ def read(
         _refuse(_first_fault(error))
     except RequestError as error:
         _refuse(str(error))
-    if not requests:  # --help has been printed
-        raise SystemExit(0)
-    if requests[0].serving.serve:  # its runs come and go, and their log is what there is to see
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")
-    if requests[0].verbose:
-        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = os.environ["MLFLOW_LOGGING_LEVEL"] = "INFO"
-        os.environ["PREFECT_LOGGING_INTERNAL_LEVEL"] = "ERROR"
-    return requests[0]
 
 
 def _spell_default(value: Any) -> str | None:
@@ -202,22 +254,42 @@ def _print_tables(result: Result, file: IO[str]) -> None:
         console.width = WIDTH_OF_FILES
     with console.capture() as text:
         for one in result.tables():
-            wide = Table(box=None, pad_edge=False, header_style="bold")
-            for name in one.header:
-                wide.add_column(_shown(name), overflow="fold")
-            for row in one.rows:
-                wide.add_row(*map(_shown, row))
-            console.print(wide)
-            console.print()
-        table = Table(show_header=False, box=None, pad_edge=False)
-        table.add_column(style="bold")
-        table.add_column(overflow="fold")
-        for name, value in result.rows().items():
-            table.add_row(_shown(name), _shown(value))
-        console.print(table)
+            for columns in _side_by_side(one, console.width):
+                wide = Table(box=None, pad_edge=False, header_style="bold")
+                for column in columns:
+                    wide.add_column(_shown(one.header[column]), overflow="fold")
+                for row in one.rows:
+                    wide.add_row(*(_shown(row[column]) for column in columns))
+                console.print(wide)
+                console.print()
+        rows = {visible(name): visible(value) for name, value in result.rows().items()}
+        names = max(map(cell_len, rows), default=0) + 2
+        for name, value in rows.items():
+            # A path stays whole, for whoever copies it; where the line ends is the terminal's to say.
+            lines = textwrap.wrap(value, max(console.width - names, 20), break_long_words=False, break_on_hyphens=False)
+            shown = ("\n" + " " * names).join(lines)
+            console.print(Text.assemble((name, "bold"), " " * (names - cell_len(name)), shown), soft_wrap=True)
     # A terminal that cannot spell a letter still shows the rest.
     encoding = getattr(file, "encoding", None) or "utf-8"
     file.write(text.get().encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _side_by_side(table: Texts, width: int) -> Iterator[list[int]]:
+    """The columns that fit beside each other, part by part; each part begins with those that tell the rows apart.
+
+    Sentences may take several lines, and so need less than they are long; numbers and names must not be broken.
+    """
+    columns = [[head, *(row[number] for row in table.rows)] for number, head in enumerate(table.header)]
+    widths = [min(max(cell_len(visible(text)) for text in texts), WIDTH_OF_SENTENCES) + 2 for texts in columns]
+    alike = itertools.takewhile(lambda texts: len({*texts}) < len(texts), columns)
+    keys = list(range(len([*alike]) + 1))
+    part = keys
+    for column in range(len(keys), len(columns)):
+        if part != keys and sum(widths[one] for one in (*part, column)) - 2 > width:
+            yield part
+            part = keys
+        part = [*part, column]
+    yield [one for one in part if one < len(columns)]
 
 
 def _shown(text: str) -> Text:

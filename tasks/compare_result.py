@@ -30,6 +30,10 @@ class CompareResult(FlowResult):
     """
 
     flow = "compare"
+    about = (
+        "A comparison of optimizers: `comparison.html` among the artifacts ranks them, `comparison.parquet` holds each "
+        "training."
+    )
     config: CompareConfig
     data: Dataset | None = None
     posed: Posed | None = None

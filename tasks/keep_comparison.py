@@ -11,8 +11,8 @@ from fourfold.errors import ComparisonError
 from tasks.compare import Posed, distances
 from tasks.compare_result import CompareResult
 from tasks.comparison_page import comparison_page
+from tasks.comparison_panels import panels
 from tasks.draw_panels import draw_panels
-from tasks.panels import panels
 from tasks.steps import step
 from tasks.tracking import RunRecord
 

@@ -26,6 +26,10 @@ class PredictResult(FlowResult):
     """
 
     flow = "predict"
+    about = (
+        "Predictions by a model; the metrics `outside/` and `shift/` compare each column with what the model was "
+        "trained on."
+    )
     config: PredictConfig
     ready: Ready | None = None
     predicted: Predicted | None = None

@@ -90,7 +90,10 @@ class PrefectServer:
             with patient_client(self.api_url, seconds_to_wait()):
                 yield
             return
-        slow = f"Prefect's server is not up after {SECONDS_OF_SILENCE} s: its database may be locked; waiting for it"
+        slow = (
+            f"Prefect's server is not up after {SECONDS_OF_SILENCE} s: the first start makes its database, "
+            "and a later one waits while that is locked"
+        )
         with told_after(SECONDS_OF_SILENCE, slow):
             is_up = answers(f"{self.api_url}/health", seconds=SECONDS_TO_BOOT)
         if not is_up:

@@ -28,6 +28,7 @@ class VerifyResult(FlowResult):
     """
 
     flow = "verify"
+    about = "A model proved again by its golden predictions: `parity.html` among the artifacts tells how."
     config: VerifyConfig
     found: FoundModel | None = None
     parity: ParityReport | None = None

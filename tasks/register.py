@@ -147,7 +147,9 @@ def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedMode
     client.finalize_logged_model(model.model_id, "READY")
     try:
         client.create_registered_model(
-            name, description=f"{config.model} on {config.data}, trained and verified by fourfold"
+            name,
+            description=f"{config.model} on {config.data}, trained and verified by fourfold. The description of each "
+            "version leads to its report and to that of its proof.",
         )
     except MlflowException as error:
         if error.error_code != ALREADY_EXISTS:
@@ -157,7 +159,13 @@ def _log_and_register(config: TrainConfig, data: Dataset, exported: ExportedMode
         lambda: (
             _version_of_run(record, name)
             or client.create_model_version(
-                name, source=model.model_uri, run_id=record.run_id, model_id=model.model_id, tags=undecided()
+                name,
+                source=model.model_uri,
+                run_id=record.run_id,
+                model_id=model.model_id,
+                tags=undecided(),
+                description=f"[The training's report]({record.url}/artifacts/report.html) and "
+                f"[the report of its proof]({record.url}/artifacts/parity.html).",
             )
         ),
     )

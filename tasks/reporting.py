@@ -21,17 +21,20 @@ SECONDS_BETWEEN_LINES = 5.0
 
 @contextmanager
 def progress(what: str, total: int | None, unit: str = "epoch") -> Iterator[Callable[..., None]]:
-    """Show a bar on a terminal, elsewhere a line every five seconds; gives what is told of units done and the loss.
+    """Show a bar on a terminal that can draw one, elsewhere a line every five seconds.
+
+    Gives what is told of units done and the loss.
 
     Args:
         total: None where nobody knows.
         unit: what is counted; the loss may be left out.
     """
     console = Console(stderr=True)
-    if console.is_terminal:
+    if console.is_terminal and not console.is_dumb_terminal:
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(),
+            # Ctrl-C is echoed behind the line: where that were full, the echo would begin another.
+            TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"), TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(what, total=total, loss="")

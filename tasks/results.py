@@ -17,7 +17,7 @@ from tasks import signals
 from tasks.prefect_client import without_mark
 from tasks.reporting import Table, publish
 from tasks.sweep import sweep
-from tasks.tracking import RunRecord, recorded_run
+from tasks.tracking import NOTE, RunRecord, recorded_run
 
 
 @dataclass(kw_only=True)
@@ -26,11 +26,13 @@ class FlowResult(ABC):
 
     Attributes:
         flow: the flow's name.
+        about: what a run of it is, and what to open, for who finds it in MLflow.
         status: "running", and then how it ended.
         reason: why it did not come to its end.
     """
 
     flow: ClassVar[str]
+    about: ClassVar[str]
     config: FlowConfig
     flow_run_id: str | None = None
     run_id: str | None = None
@@ -39,6 +41,7 @@ class FlowResult(ABC):
     seconds: float = 0.0
     picture: Path | None = None
     url: str | None = None
+    list_url: str | None = None
 
     @property
     def resumed(self) -> str | None:
@@ -68,6 +71,11 @@ class FlowResult(ABC):
             "flow_run_id": self.flow_run_id,
         }
 
+    def links(self) -> dict[str, str]:
+        """Addresses of the run's pages, by what is there."""
+        named = {"The run in MLflow": self.url, "All runs": self.list_url}
+        return {name: address for name, address in named.items() if address}
+
     def tables(self) -> tuple[Table, ...]:
         """What of the result is a table of more than names and values."""
         return ()
@@ -83,6 +91,7 @@ class FlowResult(ABC):
         tags = {"flow_run_id": flow_run.id, "flow_run_url": flow_run.ui_url}
         if parent:
             tags["mlflow.parentRunId"] = parent.run_id
+        tags[NOTE] = f"{self.about} [Its flow run in Prefect]({flow_run.ui_url})." if flow_run.ui_url else self.about
         experiment = parent.experiment if parent else self.flow
         with ExitStack() as stack:
             folder = temporary_folder()
@@ -94,7 +103,7 @@ class FlowResult(ABC):
             record = stack.enter_context(
                 recorded_run(experiment, self.config.title, self.config.parameters, tags, self.resumed)
             )
-            self.run_id, self.url = record.run_id, record.url
+            self.run_id, self.url, self.list_url = record.run_id, record.url, record.list_url
             stack.enter_context(signals.uncovered())
             yield record, folder
 
@@ -114,5 +123,4 @@ class FlowResult(ABC):
         finally:
             self.seconds = time.perf_counter() - started
             if published:
-                links = {"The run in MLflow": self.url} if self.url else {}
-                publish(self.flow, self.config.title, self.rows(), links, self.picture, self.tables())
+                publish(self.flow, self.config.title, self.rows(), self.links(), self.picture, self.tables())

@@ -17,7 +17,7 @@ from fourfold.parity import ParityReport
 from models.levels import Learned, Level, first_values, powers
 from tasks.export_onnx import write_onnx
 from tasks.steps import step
-from tasks.tracking import RunRecord, recorded_run
+from tasks.tracking import NOTE, RunRecord, recorded_run
 from tasks.verify_onnx import prove_onnx
 
 ASKED = 4.0
@@ -63,9 +63,8 @@ def run_level(level: Level, config: TutorialConfig, data: Dataset, parent: RunRe
     place = folder / f"level-{level.number}"
     place.mkdir()
     title = f"level {level.number}: {level.name}"
-    with recorded_run(
-        parent.experiment, title, asked | config.model_dump(exclude={"steps"}), {"mlflow.parentRunId": parent.run_id}
-    ) as record:
+    tags = {"mlflow.parentRunId": parent.run_id, NOTE: f"A level of a tutorial, which is [this run]({parent.url})."}
+    with recorded_run(parent.experiment, title, asked | config.model_dump(exclude={"steps"}), tags) as record:
         record.dataset(data)
         # Not timed: the first use of a part of torch loads it.
         level.run(data.x, data.y, first_values(config.seed), 1, level.rate)

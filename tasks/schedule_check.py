@@ -32,7 +32,6 @@ from tasks.schedule_late import LatePolicy, spell
 from tasks.start import Checks
 
 STALE = timedelta(seconds=60)  # a served flow asks for work every ten
-NOBODY = "no worker or served flow would take it"
 
 
 @dataclass(frozen=True)

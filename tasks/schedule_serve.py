@@ -54,21 +54,32 @@ def serve(flow: Flow[..., Any], config: FlowConfig, asked: ServeConfig, server: 
         file=sys.stderr,
         flush=True,
     )
+    told: list[int] = []
     try:
-        asyncio.run(_until_told(runner))
+        asyncio.run(_until_told(runner, told))
         reason = "Prefect's runner ended by itself"
     except asyncio.CancelledError:
-        raise SystemExit(128 + signal.SIGTERM) from None
+        raise (KeyboardInterrupt if told == [signal.SIGINT] else SystemExit(128 + signal.SIGTERM)) from None
     except Exception as error:  # of any kind, or a group of them: the server was away for too long, say
         reason = first_line(error)
     raise ServiceError(f"{full_name} is served no more: {reason}; is Prefect's server at {server.api_url} there?")
 
 
-async def _until_told(runner: Runner) -> None:
-    """Serve until Ctrl-C or SIGTERM, which both end the runner in an orderly way; its own handler does not."""
+async def _until_told(runner: Runner, told: list[int]) -> None:
+    """Serve until Ctrl-C or SIGTERM, which is noted in `told`; both end the runner in an orderly way.
+
+    Its own handler does not, and an interrupt that is raised in the middle of the loop fills the screen with what it
+    broke.
+    """
     serving = asyncio.create_task(runner.start())
     await asyncio.sleep(0)  # in which it sets that handler
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
+
+    def end(number: int) -> None:
+        told[:] = told or [number]
+        serving.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, end, number)
     await serving
 
 

@@ -33,6 +33,7 @@ from fourfold.errors import ServiceError, first_line
 from fourfold.processes import part_of, process_tags, remove_left_parts, remove_part
 from tasks import services
 from tasks.patience import SECONDS_OF_A_REQUEST, PatientClient, hurry, patiently, store_name
+from tasks.run_list import experiment_tags, list_address
 
 if TYPE_CHECKING:  # it brings torch
     from fourfold.datasets import Dataset
@@ -42,6 +43,7 @@ LONGEST_METRIC_KEY = 200
 ALREADY_EXISTS = "RESOURCE_ALREADY_EXISTS"  # as MLflow spells it
 SECONDS_TO_LEAVE = 3.0  # what closing an interrupted run may take
 _GIT_COMMIT = "mlflow.source.git.commit"
+NOTE = "mlflow.note.content"  # what MLflow's pages show as the description, as Markdown
 OPENING = "opening"  # a tag by which a run is found whose making was not answered
 
 
@@ -65,6 +67,7 @@ class RunRecord:
         self.run_id = run.info.run_id
         self.experiment = experiment
         self.experiment_id = run.info.experiment_id
+        self.artifact_uri = run.info.artifact_uri
         self.origin = {"mlflow_run_id": self.run_id, **origin}
         # MLflow drops a point of the same key, step, value and time. One time for all makes each write, repeated by
         # whichever process, the same write.
@@ -75,6 +78,11 @@ class RunRecord:
     def url(self) -> str:
         """Where `mlflow ui`, or the server that keeps the runs, shows this one."""
         return f"{services.ui_address()}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    @property
+    def list_url(self) -> str:
+        """The same of all runs of its experiment."""
+        return list_address(services.ui_address(), self.experiment_id)
 
     def parameters(self, parameters: Mapping[str, Any]) -> None:
         """Log the configuration, each value as a person types it."""
@@ -297,7 +305,8 @@ def _experiment(client: MlflowClient, name: str, folder: Path | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=str(folder) if folder else None))
+            location = str(folder) if folder else None
+            return str(client.create_experiment(name, artifact_location=location, tags=experiment_tags()))
         except MlflowException as error:  # another process was faster
             if error.error_code != ALREADY_EXISTS:
                 raise

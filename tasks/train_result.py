@@ -26,9 +26,11 @@ class TrainResult(FlowResult):
         status: running, registered, completed (not to be registered), rejected, diverged or failed.
         warnings: what a person should know before trusting the numbers, a sentence each.
         parameters: the trained ones by name (`BuiltModel.curves` names them), in the user's units.
+        report: where the page of the run is: its path, or its address where a server keeps it.
     """
 
     flow = "train"
+    about = "A training: `report.html` among the artifacts tells all of it, `parity.html` how its file was proved."
     config: TrainConfig
     data: Dataset | None = None
     warnings: tuple[str, ...] = ()
@@ -37,6 +39,7 @@ class TrainResult(FlowResult):
     evaluation: Evaluation | None = None
     parity: ParityReport | None = None
     registered: Registered | None = None
+    report: str | None = None
 
     @property
     def resumed(self) -> str | None:
@@ -64,10 +67,16 @@ class TrainResult(FlowResult):
             "held_out": asdict(evaluation.accuracy) if evaluation and evaluation.judged_on == "held-out" else None,
             "least_squares": asdict(evaluation.least_squares) if evaluation and evaluation.least_squares else None,
             "parity": self.parity and self.parity.summary(),
+            "report": self.report,
             "model": registered and {k: v for k, v in asdict(registered).items() if k != "decision"},
         }
         ready: dict[str, Any] = json_ready(result)
         return ready
+
+    def links(self) -> dict[str, str]:
+        """The run's page in MLflow, and its report there."""
+        report = {"The report": f"{self.url}/artifacts/report.html"} if self.report else {}
+        return super().links() | report
 
     def rows(self) -> dict[str, str]:
         """The same for a person."""
@@ -104,6 +113,8 @@ class TrainResult(FlowResult):
         if self.status == "failed" and self.run_id and can_go_on(self.run_id):
             after["to go on"] = f"python flows/train_flow.py --resume {self.run_id}"
         after["seconds"] = f"{self.seconds:.1f}"
+        if self.report:
+            after["report"] = self.report
         if self.run_id:
             after["runs"] = services.ui_command()
         # A network of the user's own may call a parameter as a row is called.

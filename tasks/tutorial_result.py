@@ -35,6 +35,7 @@ class TutorialResult(FlowResult):
     """
 
     flow = "tutorial"
+    about = "One problem at eight levels of PyTorch, each a run below this one."
     config: TutorialConfig
     data: Dataset | None = None
     levels: list[LevelRun] = field(default_factory=list)

@@ -103,9 +103,10 @@ def test_readme_shows_what_the_exercise_gives_after_100_and_1000_epochs() -> Non
     assert losses == pytest.approx(run_losses, rel=0.5)
 
 
-def test_the_backward_that_readme_shows_works() -> None:
-    start = README.index("    class SoftRoot")
-    snippet = README[start : README.index("\nIn `forward` of the network", start)]
+def test_the_backward_that_is_shown_works() -> None:
+    page = (ROOT / "docs" / "own-models.md").read_text()
+    start = page.index("    class SoftRoot")
+    snippet = page[start : page.index("\nIn `forward` of the network", start)]
     names: dict[str, Any] = {"torch": torch}
     exec(textwrap.dedent(snippet), names)
     x = torch.tensor([4.0, 0.25, 0.0], dtype=torch.float64, requires_grad=True)

@@ -62,6 +62,13 @@ def test_the_option_tables_are_the_configurations(name: str, fields: dict[str, F
     assert table == option_table(fields), f"docs/options.md should hold:\n{option_table(fields)}"
 
 
+def test_the_options_that_readme_shows_are_the_configurations() -> None:
+    (table,) = re.findall(r"<!-- options.*?-->\n(.*?)\n<!-- end of options -->", README, flags=re.DOTALL)
+    rows, shown = option_table(TrainConfig.model_fields).splitlines(), table.splitlines()
+    assert len(shown) > 10
+    assert [row for row in shown if row not in rows] == []
+
+
 def test_readme_stays_short() -> None:
     assert len(README.splitlines()) < 250
 

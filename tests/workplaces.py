@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -130,6 +131,12 @@ def make_prefect_home(home: Path) -> None:
         check=True,
         timeout=180,
     )
+
+
+def search_lines(experiment: str) -> list[str]:
+    """Those that docs/finding-runs.md gives for an experiment."""
+    page = (ROOT / "docs" / "finding-runs.md").read_text()
+    return re.findall(rf"^\| .* \| {experiment} \| `(.*)` \|$", page, flags=re.MULTILINE)
 
 
 def clean_environment() -> dict[str, str]:

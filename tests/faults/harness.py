@@ -65,6 +65,14 @@ class Attempt:
         folders = (self.workplace.folder / "tmp").glob(f"fourfold-*{self.process.pid}*")
         return any((folder / name).exists() for folder in folders)
 
+    def hears(self) -> bool:
+        """Whether it has come so far that it hears SIGTERM: until then one ends any program of Python at once."""
+        with suppress(OSError):
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
+            return bool(caught >> (signal.SIGTERM - 1) & 1)
+        return False
+
     def has_saved(self) -> bool:
         return bool(checkpoints(self.workplace) - self.saved_before)
 
@@ -84,7 +92,7 @@ def checkpoints(workplace: Workplace) -> set[str]:
 
 
 MOMENTS = (
-    Moment("start-up", lambda _: True, 5.0),
+    Moment("start-up", Attempt.hears, 5.0),
     Moment("fit", Attempt.has, 2.0),
     Moment("checkpoint", Attempt.has_saved, 0.3),
     Moment("logging", lambda attempt: attempt.has("history.parquet"), 0.1),
@@ -296,10 +304,13 @@ def database(path: Path) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
     def rows(query: str, *values: Any) -> list[tuple[Any, ...]]:
         try:
             return connection.execute(query, values).fetchall()
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
             return []
 
-    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=30)) as connection:
+    # Not read-only: what a write that was killed has left can then not be rolled back, and nothing be read.
+    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=30)) as connection:
         yield rows
 
 

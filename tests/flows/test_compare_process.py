@@ -20,7 +20,7 @@ import pyarrow.parquet
 import pytest
 from mlflow.entities import Run
 from pickles import pickles_in
-from workplaces import ROOT, Ended, Workplace, workplace_in
+from workplaces import ROOT, Ended, Workplace, search_lines, workplace_in
 
 OPTIMIZERS = ("SGD", "LBFGS", "ASGD")
 SMALL = ("--optimizers", ",".join(OPTIMIZERS), "--budget", "20", "--learning-rates", "3", "--seeds", "3")
@@ -54,6 +54,19 @@ def artifacts(workplace: Workplace, run_id: str) -> set[str]:
 
 def table(workplace: Workplace, run_id: str, name: str) -> pa.Table:
     return pyarrow.parquet.read_table(workplace.client.download_artifacts(run_id, name))
+
+
+def test_each_search_line_of_the_documents_finds_it_or_what_is_below_it(finished: tuple[Workplace, Ended]) -> None:
+    workplace, ended = finished
+    run_id = ended.result["run_id"]
+    experiment = workplace.client.get_run(run_id).info.experiment_id
+    itself, winners = (
+        {run.info.run_id for run in workplace.client.search_runs([experiment], line.replace("RUN_ID", run_id))}
+        for line in search_lines("compare")
+    )
+    assert itself == {run_id}
+    assert len(winners) == len(OPTIMIZERS)
+    assert run_id not in winners
 
 
 def test_the_last_line_is_the_result(finished: tuple[Workplace, Ended]) -> None:
@@ -142,9 +155,14 @@ def test_each_winner_has_a_run_below_with_its_curve_and_its_verified_file(finish
         assert run.data.params["optimizer"] == one["optimizer"]
         assert float(run.data.params["lr"]) == one["tuned"]["lr"]
         assert len(client.get_metric_history(run.info.run_id, "loss")) >= 2
-        assert {"history.parquet", "model.onnx", "golden.parquet", "fit.png", "parity.html"} <= artifacts(
-            workplace, run.info.run_id
-        )
+        assert {
+            "history.parquet",
+            "model.onnx",
+            "golden.parquet",
+            "fit.png",
+            "parity.html",
+            "report.html",
+        } <= artifacts(workplace, run.info.run_id)
         session = onnxruntime.InferenceSession(client.download_artifacts(run.info.run_id, "model.onnx"))
         (answer,) = session.run(None, {"x": np.array([[4.0]], dtype=np.float32)})
         assert [{"x": [4.0], "y": answer[0].tolist()}] == one["tuned"]["predictions"]

@@ -42,7 +42,11 @@ class Api:
         self.http.close()
 
     def post(self, path: str, content: Any) -> Any:
-        answer = self.http.post(path, json=content)
+        def answered() -> httpx.Response | None:
+            answer = self.http.post(path, json=content)
+            return None if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE else answer
+
+        answer = until("its SQLite file is free", answered)
         assert answer.is_success, answer.text
         return answer.json()
 

@@ -22,7 +22,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from pickles import pickles_in
-from workplaces import ROOT, SECONDS_TO_FINISH, Ended, Workplace, workplace_in
+from workplaces import ROOT, SECONDS_TO_FINISH, Ended, Workplace, search_lines, workplace_in
 
 STEPS = ["make data", "build model", "train", "evaluate", "export to ONNX", "verify with onnxruntime", "register"]
 SECONDS_TO_BE_GONE = 10
@@ -129,9 +129,43 @@ def test_the_run_records_everything(finished: tuple[Workplace, Ended]) -> None:
         "model.onnx",
         "parity.html",
         "parity.json",
+        "report.html",
     }
     assert run.inputs.dataset_inputs[0].dataset.name == "line"
     assert not client.search_runs(["0"])
+
+
+def test_each_search_line_of_the_documents_finds_it(finished: tuple[Workplace, Ended]) -> None:
+    workplace, ended = finished
+    client, result = workplace.client, ended.result
+    run = client.get_run(result["run_id"])
+    known = {"FLOW_RUN_ID": result["flow_run_id"], "DIGEST": run.inputs.dataset_inputs[0].dataset.digest}
+    lines = search_lines("train")
+    assert len(lines) == 7
+    for line in lines:
+        for word, value in known.items():
+            line = line.replace(word, value)
+        found = client.search_runs([run.info.experiment_id], line)
+        assert [one.info.run_id for one in found] == [result["run_id"]], line
+        contrary = line.replace("= '", "= 'other ")
+        assert not client.search_runs([run.info.experiment_id], contrary), contrary
+
+
+def test_whoever_finds_it_is_told_what_to_open(finished: tuple[Workplace, Ended]) -> None:
+    workplace, ended = finished
+    client, result = workplace.client, ended.result
+    run = client.get_run(result["run_id"])
+    note = run.data.tags["mlflow.note.content"]
+    assert "report.html" in note
+    assert f"({run.data.tags['flow_run_url']})" in note
+    version = client.get_model_version(result["model"]["name"], result["model"]["version"])
+    links = re.findall(r"\((\S+)\)", version.description)
+    kept = {artifact.path for artifact in client.list_artifacts(result["run_id"])}
+    assert [link.partition(f"/runs/{result['run_id']}/artifacts/")[2] for link in links] == [
+        "report.html",
+        "parity.html",
+    ]
+    assert {"report.html", "parity.html"} <= kept
 
 
 def test_the_file_says_where_it_comes_from(finished: tuple[Workplace, Ended]) -> None:
@@ -284,7 +318,7 @@ def test_a_file_that_is_not_what_was_exported_is_rejected_in_one_line(workplace:
     assert "Traceback" not in ended.err
     assert not workplace.client.search_registered_models()
     kept = {artifact.path for artifact in workplace.client.list_artifacts(ended.result["run_id"])}
-    assert {"parity.json", "parity.html"} <= kept
+    assert {"parity.json", "parity.html", "report.html"} <= kept
     assert "model.onnx" not in kept
 
 

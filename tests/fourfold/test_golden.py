@@ -234,12 +234,18 @@ def test_a_change_that_predicts_the_same_fails_and_shows_that_it_does(exported: 
     assert all(case.reason == "" for case in report.cases)
 
 
+def test_another_version_that_predicts_the_same_passes(exported: ExportedModel, golden: Golden) -> None:
+    report = prove_again(exported.path, replace(golden, versions={"onnxruntime": "1.2.3"}))
+    assert (report.verdict, report.reason) == ("passed", "")
+
+
 def test_a_changed_weight_fails_by_its_predictions(exported: ExportedModel, golden: Golden) -> None:
     made(exported.path, weight=WEIGHT * (1 + 1e-5))
-    report = prove_again(exported.path, golden)
+    report = prove_again(exported.path, replace(golden, versions={"onnxruntime": "1.2.3"}))
     assert report.bytes == golden.bytes
     assert report.reason.startswith("training rows: row ")
     assert "onnxruntime predicts" in report.reason
+    assert "1.2.3" not in report.reason, "the file is another: the library is not to blame"
 
 
 def test_a_file_of_another_form_fails_before_it_is_loaded(
@@ -268,7 +274,11 @@ def test_a_library_that_predicts_otherwise_fails(
     report = prove_again(exported.path, golden)
     assert report.sha256 == golden.sha256
     assert report.reason.startswith("training rows: row ")
+    assert "was proved" not in report.reason, "of the same version there is nothing to tell"
     assert report.summary()["worst_ratio"] > 1
+    older = prove_again(exported.path, replace(golden, versions={"onnxruntime": "1.2.3"}))
+    told = f"; the file is the one that was proved, under onnxruntime 1.2.3, and this is {onnxruntime.__version__}"
+    assert older.reason == report.reason + told
 
 
 def test_nothing_of_it_needs_torch(exported: ExportedModel, golden: Golden) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -149,8 +150,8 @@ def servers(folder: Path) -> Iterator[Servers]:
             "PASSWORD": PASSWORD,
             "--port 5000": f"--port {mlflow} --workers 1",
             "--port 4200": f"--port {prefect} --no-ui",
-            "/srv/mlflow": str(folder / "artifacts"),
-            ".venv/bin/": f"exec {sys.executable} -m ",
+            "/srv/mlflow": shlex.quote(str(folder / "artifacts")),
+            ".venv/bin/": f"exec {shlex.quote(sys.executable)} -m ",
         }
         page = (ROOT / "docs" / "shared-servers.md").read_text()
         settings = re.findall(r"^    (export .*)$", page.partition("On each machine that")[0], flags=re.MULTILINE)
@@ -158,15 +159,15 @@ def servers(folder: Path) -> Iterator[Servers]:
             script = "\n".join([*settings, command])
             for shown, meant in here.items():
                 script = script.replace(shown, meant)
-            stack.enter_context(_served(script, folder))
-        until(lambda: _answers(f"http://127.0.0.1:{mlflow}/health"), folder)
-        until(lambda: _answers(f"http://127.0.0.1:{prefect}/api/health"), folder)
+            stack.enter_context(served(script, folder))
+        until(lambda: answers(f"http://127.0.0.1:{mlflow}/health"), folder)
+        until(lambda: answers(f"http://127.0.0.1:{prefect}/api/health"), folder)
         at = f"http://me:{PASSWORD}@127.0.0.1"
         yield Servers(postgres, f"{at}:{mlflow}", f"{at}:{prefect}/api")
 
 
 @contextmanager
-def _served(script: str, folder: Path) -> Iterator[None]:
+def served(script: str, folder: Path) -> Iterator[None]:
     environment = clean_environment() | {"PREFECT_HOME": str(folder / "prefect-server")}
     with (folder / "servers.log").open("ab") as log:
         process = subprocess.Popen(
@@ -184,7 +185,7 @@ def _served(script: str, folder: Path) -> Iterator[None]:
         process.wait()
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=1) as answer:
             return bool(answer.status == 200)

@@ -43,7 +43,7 @@ def _use(folder: Path) -> None:
             PYTHONPATH=str(ROOT),
         )
         code, err = _train_at_once(place, running, folder / "told")
-        flows = _run_side_by_side(place)
+        flows = _run_side_by_side(place, running)
         seen = {
             "at once": {"code": code, "err": err},
             "trainings": [
@@ -79,11 +79,16 @@ def _train_at_once(place: Workplace, running: Servers, told: Path) -> tuple[int,
     return process.returncode, err
 
 
-def _run_side_by_side(place: Workplace) -> dict[str, Ended]:
+def _run_side_by_side(place: Workplace, running: Servers) -> dict[str, Ended]:
+    # Any of the eight may have come first and be champion: to be promoted, it has to be another.
+    [[other]] = running.postgres.query(
+        "mlflow",
+        "SELECT min(version) FROM model_versions WHERE version NOT IN (SELECT version FROM registered_model_aliases)",
+    )
     asked = {
         "compare": ("--optimizers", "SGD,Adam", "--budget", "20", "--seeds", "1", "--learning-rates", "2"),
         "predict": ("--model", f"models:/{NAME}@champion", "--at", "4"),
-        "verify": ("--model", f"models:/{NAME}/1", "--promote", "1"),
+        "verify": ("--model", f"models:/{NAME}/{other}", "--promote", str(other)),
     }
     with ExitStack() as stack:
         processes = {name: stack.enter_context(place.start(*line, "--json", flow=name)) for name, line in asked.items()}

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,11 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
+from workplaces import ROOT
 
+from flows.__main__ import FLOWS
 from fourfold.configuration import TrainConfig, VerifyConfig
 from fourfold.errors import DivergedError, FourfoldError, ParityError, RequestError
 from tasks import command_line
 from tasks.command_line import Request
+from tasks.reporting import Table
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
@@ -30,6 +35,7 @@ class Told:
 
     status: str = "completed"
     shown: Mapping[str, str] = field(default_factory=lambda: {"status": "completed", "y at 4": "8"})
+    tabled: tuple[Table, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return {"flow": "train", "status": self.status}
@@ -37,8 +43,8 @@ class Told:
     def rows(self) -> Mapping[str, str]:
         return self.shown
 
-    def tables(self) -> tuple[Any, ...]:
-        return ()
+    def tables(self) -> tuple[Table, ...]:
+        return self.tabled
 
 
 def run(work: Callable[[TrainConfig], Any], *, as_json: bool = False, verbose: bool = False) -> int:
@@ -317,12 +323,108 @@ def test_help_shows_every_option_with_its_default(capsys: pytest.CaptureFixture[
         assert f"[default: {default}]" in " ".join(out.replace("│", " ").split())
 
 
+# Lines at 80 and at 120 columns: a screen or two.
+LINES_OF_HELP = {
+    "train": (104, 76),
+    "compare": (100, 74),
+    "predict": (44, 36),
+    "verify": (28, 26),
+    "tutorial": (24, 20),
+}
+
+
+def spelled_help(flow: str, width: int, *more: str) -> str:
+    file = f"{ROOT}/flows/{flow}_flow.py"
+    return subprocess.run(
+        [sys.executable, file, *more, "--help"], capture_output=True, text=True, check=True, timeout=60,
+        env=os.environ | {"COLUMNS": str(width)},
+    ).stdout  # fmt: skip
+
+
+@pytest.mark.parametrize("flow", LINES_OF_HELP)
+def test_help_of_a_flow_is_a_screen_or_two_with_examples_that_can_be_copied(flow: str) -> None:
+    narrow, wide = spelled_help(flow, 80), spelled_help(flow, 120)
+    assert len(narrow.splitlines()) <= LINES_OF_HELP[flow][0]
+    assert len(wide.splitlines()) <= LINES_OF_HELP[flow][1]
+    assert max(map(len, narrow.splitlines())) <= 80
+    examples = narrow.partition("\nExamples:\n")[2].partition("\n\n")[0]
+    lines = [shlex.split(line) for line in examples.replace("\\\n", "").splitlines()]
+    asked = [shlex.split(line) for line in FLOWS[flow].examples]  # type: ignore[attr-defined]
+    assert lines == [["python", f"flows/{flow}_flow.py", *line] for line in asked]
+
+
+def test_help_shows_how_to_serve_where_that_is_asked_for() -> None:
+    assert "--cron" not in spelled_help("tutorial", 80)
+    assert "--serve" in spelled_help("tutorial", 80)
+    assert "--cron" in spelled_help("tutorial", 80, "--serve")
+
+
+@pytest.mark.parametrize("config_class", FLOWS.values())
+def test_help_tells_the_bounds_of_a_number(config_class: type[BaseModel]) -> None:
+    """Those that a person might meet: that a count is at least 1, and a rate above 0, goes without saying."""
+    told: dict[str, str] = {name: str(one.description) for name, one in config_class.model_fields.items()}
+    for name, one in config_class.model_fields.items():
+        for bound in (getattr(rule, "le", None) or getattr(rule, "lt", None) for rule in one.metadata):
+            if bound is not None and bound < 2**31:
+                assert re.search(rf"\b{bound:g}\b" if bound < 1e5 else str(bound), told[name]), name
+
+
 def test_success_shows_a_table_and_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(lambda config: Told()) == 0
     out, err = capsys.readouterr()
     assert re.search(r"status\s+completed", out)
     assert re.search(r"y at 4\s+8", out)
     assert err == ""
+
+
+WIDE = Table(
+    "ranking",
+    ("rank", "optimizer", "loss", "learning rate", "beats"),
+    (("1", "SGD", "1.5e-11", "0.01", "3 of 3"), ("1", "Adam", "2.25e-11", "0.003", "2 of 3")),
+)
+
+
+@pytest.mark.parametrize("width", [80, 38, 30])
+def test_a_table_that_is_too_wide_goes_on_below_with_what_tells_its_rows_apart(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_line, "WIDTH_OF_FILES", width)
+    run(lambda config: Told(tabled=(WIDE,)))
+    parts = [part.splitlines() for part in capsys.readouterr().out.split("\n\n")[:-1]]
+    assert len(parts) == {80: 1, 38: 2, 30: 3}[width]
+    assert max(len(line.rstrip()) for part in parts for line in part) <= width
+    read_again: list[list[str]] = [[], [], []]
+    for part in parts:
+        for cells, line in zip(read_again, part, strict=True):
+            found = re.split(r"  +", line.strip())
+            assert found[:2] == {0: ["rank", "optimizer"], 1: ["1", "SGD"], 2: ["1", "Adam"]}[part.index(line)]
+            cells += found[2:]
+    assert read_again == [list(WIDE.header[2:]), *(list(row[2:]) for row in WIDE.rows)]
+
+
+def test_a_sentence_in_a_table_takes_several_lines_instead(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_line, "WIDTH_OF_FILES", 60)
+    answers = Table(
+        "answers", ("question", "answer"), (("worker", "one of work pool fourfold, " * 3), ("server", "ok"))
+    )
+    run(lambda config: Told(tabled=(answers,)))
+    table = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in (table[0], table[1], table[-1])] == ["question", "worker", "server"]
+    assert len(table) == 4
+    assert " ".join(" ".join(table[1:3]).split()) == f"worker {'one of work pool fourfold, ' * 3}".strip()
+
+
+def test_a_path_stays_whole_however_narrow_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_line, "WIDTH_OF_FILES", 40)
+    path = "mlruns/train/" + "0a" * 16 + "/artifacts/report.html"
+    run(lambda config: Told(shown={"decision": "the first version of all that are known here", "report": path}))
+    out = capsys.readouterr().out
+    assert f"report    {path}\n" in out
+    assert "decision  the first version of all that\n          are known here\n" in out
 
 
 def test_the_work_gets_the_configuration() -> None:

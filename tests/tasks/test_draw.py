@@ -10,6 +10,7 @@ from PIL import Image
 
 from tasks import draw as drawing
 from tasks.draw import draw
+from tasks.pages import Plots
 
 Arrays = dict[str, np.ndarray]
 
@@ -20,6 +21,9 @@ def loss_only(*loss: float, **names: Any) -> Arrays:
         "loss_label": np.array("training loss"),
         "features": np.array(names.get("features", ("x",))),
         "targets": np.array(names.get("targets", ("y",))),
+        "epochs": np.arange(len(loss)),
+        "parameter_names": np.array(["w", "b"]),
+        "parameters": np.ones((len(loss), 2)),
     }
 
 
@@ -64,7 +68,12 @@ def test_every_fit_has_a_readable_picture(arrays: Arrays, tmp_path: Path) -> Non
 def test_it_is_a_program_that_says_nothing(case: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "drawn.npz", **CASES[case])
     ended = subprocess.run(
-        [sys.executable, "-m", "tasks.draw", str(tmp_path / "drawn.npz"), str(tmp_path / "fit.png")],
+        [
+            sys.executable,
+            "-m",
+            "tasks.draw",
+            *(str(tmp_path / name) for name in ("drawn.npz", "fit.png", "plots.json")),
+        ],
         capture_output=True,
         text=True,
         timeout=60,
@@ -73,6 +82,9 @@ def test_it_is_a_program_that_says_nothing(case: str, tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     with Image.open(tmp_path / "fit.png") as picture:
         picture.verify()
+    plots = Plots.read(tmp_path / "plots.json")
+    assert plots.plots[0].title == "Loss"
+    assert "Bokeh" in plots.scripts
 
 
 @pytest.fixture

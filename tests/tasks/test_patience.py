@@ -346,7 +346,7 @@ class TestClosing:
     @pytest.fixture
     def unanswered(self, client: Any) -> Iterator[RunRecord]:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            info = SimpleNamespace(run_id="f" * 32, experiment_id="1", start_time=1)
+            info = SimpleNamespace(run_id="f" * 32, experiment_id="1", start_time=1, artifact_uri="")
             run: Any = SimpleNamespace(info=info, data=SimpleNamespace(metrics={}))
             yield RunRecord(client(f"http://127.0.0.1:{listener.getsockname()[1]}"), run, "train", {})
 

@@ -1,6 +1,7 @@
 import base64
 import io
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,11 @@ import pytest
 
 from tasks import reporting
 from tasks.reporting import progress, publish
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 class TestProgress:
@@ -48,11 +54,29 @@ class TestProgress:
             "training: epoch 100 of 120, loss 0.01",
         ]
 
-    def test_on_a_terminal_there_is_a_bar_that_leaves_nothing_behind(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Terminal(io.StringIO):
-            def isatty(self) -> bool:
-                return True
+    def test_on_a_terminal_that_cannot_draw_there_are_lines(
+        self, clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "dumb")
+        with progress("training", 120) as report:
+            clock(5.5)
+            report(50, 0.5)
+        assert terminal.getvalue() == "training: epoch 50 of 120, loss 0.5\n"
 
+    def test_the_bar_leaves_room_for_the_echo_of_ctrl_c(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In a full line it would begin another, and the bar would stay where it was."""
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "80")
+        with progress("training", 800_000) as report:
+            report(123_456, 0.4219)
+        lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()))
+        assert 60 < max(len(line.rstrip()) for line in lines) <= 78
+
+    def test_on_a_terminal_there_is_a_bar_that_leaves_nothing_behind(self, monkeypatch: pytest.MonkeyPatch) -> None:
         terminal = Terminal()
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setenv("TERM", "xterm")

@@ -1,5 +1,7 @@
 """What `--serve` makes of what was typed; that it runs is shown in tests/flows/test_schedules.py."""
 
+import asyncio
+import signal
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -8,7 +10,7 @@ from pydantic import ValidationError
 
 from fourfold.configuration import ServeConfig, TrainConfig, duration
 from fourfold.errors import RequestError
-from tasks import command_line
+from tasks import command_line, schedule_serve
 from tasks.prefect_api import PrefectServer
 from tasks.schedule_serve import schedule_of, serve
 
@@ -103,3 +105,22 @@ def test_a_duration_is_a_number_and_its_unit(text: str, seconds: int) -> None:
 def test_serving_knows_no_other_option() -> None:
     with pytest.raises(ValidationError, match="extra"):
         ServeConfig(rrule="FREQ=DAILY")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_runner_and_not_whatever_the_loop_is_at(number: signal.Signals) -> None:
+    """Raised in the middle of the loop, it would end all tasks at once, the one that waits for the runner included."""
+    told: list[int] = []
+    waits: list[int] = []
+
+    class Runner:
+        async def start(self) -> None:
+            asyncio.get_running_loop().call_later(0.05, signal.raise_signal, number)
+            try:
+                await asyncio.sleep(30)
+            finally:
+                waits.extend(task.cancelling() for task in asyncio.all_tasks() if task is not asyncio.current_task())
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(schedule_serve._until_told(Runner(), told))  # type: ignore[arg-type]
+    assert (told, waits) == ([number], [0])

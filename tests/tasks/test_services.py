@@ -179,11 +179,10 @@ class TestCheckTracking:
         with pytest.raises(RequestError, match="does not answer"):
             services.check_tracking()
 
-    def test_a_server_that_speaks_no_http_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        with speaking_no_http() as address:
-            monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-            with pytest.raises(RequestError, match="does not answer"):
-                services.check_tracking()
+    def test_a_server_that_speaks_no_http_is_refused(self, monkeypatch: pytest.MonkeyPatch, ssh_address: str) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", ssh_address)
+        with pytest.raises(RequestError, match="does not answer"):
+            services.check_tracking()
 
     def test_no_message_tells_a_password(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for uri in ("http://me:sec@ret@127.0.0.1:1", "http://me:secret@[::1", "ftp://me:secret@host/runs"):

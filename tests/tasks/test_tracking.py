@@ -421,3 +421,17 @@ def test_everything_goes_to_the_named_run_whatever_mlflows_active_run_is(record:
         record.tags({"a": "tag"})
     assert record.client.get_run(record.run_id).data.metrics == {"loss": 1.0}
     assert record.client.get_run(another.info.run_id).data.metrics == {}
+
+
+def test_an_experiment_is_listed_as_trainings_with_the_columns_that_tell_runs_apart(
+    record: RunRecord, store: MlflowClient
+) -> None:
+    """The form is MLflow's own, as tests/browser sees; here that each column is one that a run has."""
+    tags = store.get_experiment(record.experiment_id).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(tags["mlflow.sharedViewState.fourfold"])
+    columns = json.loads(view["state"])["selectedColumns"]
+    assert view["name"] == "fourfold"
+    named = {column for column in columns if column.startswith("params.")}
+    assert named <= {f"params.`{name}`" for name in TrainConfig().parameters}
+    assert record.list_url.endswith(f"/experiments/{record.experiment_id}/runs?viewStateShareKey=fourfold")

@@ -19,7 +19,7 @@ from tasks.train_result import TrainResult
 
 KEYS = {
     "flow", "status", "reason", "run_id", "flow_run_id", "warnings", "optimizer", "epochs", "gradient_evaluations",
-    "seconds", "loss", "parameters", "predictions", "held_out", "least_squares", "parity", "model",
+    "seconds", "loss", "parameters", "predictions", "held_out", "least_squares", "parity", "report", "model",
 }  # fmt: skip
 
 
@@ -59,6 +59,7 @@ def complete(dataset: Callable[..., Dataset]) -> TrainResult:
         registered=Registered(
             "line-linear", "3", "champion", "models:/line-linear/3", "/m/model.onnx", "a" * 64, "the best"
         ),
+        report="mlruns/train/a-run/artifacts/report.html",
         seconds=1.23456,
         url="http://127.0.0.1:5000/#/experiments/1/runs/a-run",
     )
@@ -98,6 +99,7 @@ class TestJson:
                 "worst_ratio": 0.5,
                 "reason": "",
             },
+            "report": "mlruns/train/a-run/artifacts/report.html",
             "model": {
                 "name": "line-linear",
                 "version": "3",
