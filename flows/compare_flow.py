@@ -1,13 +1,13 @@
 """Compare optimizers on one problem: fair by construction, over learning rates and seeds."""
 
 from fourfold.configuration import CompareConfig
-from tasks import command_line, services
+from tasks import command_line, prefect_api, services
 
 if __name__ == "__main__":
     # The request is read, and Prefect's server boots on the other core, before the seconds of imports below.
     request = command_line.read("compare", CompareConfig, __doc__)
     services.prepare_environment()
-    server = services.PrefectServer.begin()
+    server = prefect_api.PrefectServer.begin()
 
 from prefect import flow
 

@@ -1,13 +1,13 @@
 """Predict the rows of a file with a registered model: onnxruntime alone, without torch."""
 
 from fourfold.configuration import PredictConfig
-from tasks import command_line, services
+from tasks import command_line, prefect_api, services
 
 if __name__ == "__main__":
     # The request is read, and Prefect's server boots on the other core, before the seconds of imports below.
     request = command_line.read("predict", PredictConfig, __doc__)
     services.prepare_environment()
-    server = services.PrefectServer.begin()
+    server = prefect_api.PrefectServer.begin()
 
 from prefect import flow
 

@@ -1,12 +1,12 @@
 """Say whether the deployments would fire: server, schedule, worker, next run, parameters, model and data."""
 
 from fourfold.configuration import PreflightConfig
-from tasks import command_line, services
+from tasks import command_line, prefect_api, services
 
 if __name__ == "__main__":
     request = command_line.read("serve_check", PreflightConfig, __doc__)
     services.prepare_environment()
-    services.prefect_address()  # sets it before Prefect is imported, which reads it once
+    prefect_api.prefect_address()  # sets it before Prefect is imported, which reads it once
 
 from flows.compare_flow import compare_flow
 from flows.predict_flow import predict_flow

@@ -1,13 +1,13 @@
 """Train a model on data, prove that onnxruntime predicts what torch predicts, and register it."""
 
 from fourfold.configuration import TrainConfig
-from tasks import command_line, services
+from tasks import command_line, prefect_api, services
 
 if __name__ == "__main__":
     # The request is read, and Prefect's server boots on the other core, before the seconds of imports below.
     request = command_line.read("train", TrainConfig, __doc__)
     services.prepare_environment()
-    server = services.PrefectServer.begin()
+    server = prefect_api.PrefectServer.begin()
 
 from prefect import flow
 

@@ -1,13 +1,13 @@
 """Fit a cubic to sin(x) at the eight levels of PyTorch's own tutorial, and check them against each other."""
 
 from fourfold.configuration import TutorialConfig
-from tasks import command_line, services
+from tasks import command_line, prefect_api, services
 
 if __name__ == "__main__":
     # The request is read, and Prefect's server boots on the other core, before the seconds of imports below.
     request = command_line.read("tutorial", TutorialConfig, __doc__)
     services.prepare_environment()
-    server = services.PrefectServer.begin()
+    server = prefect_api.PrefectServer.begin()
 
 from prefect import flow
 

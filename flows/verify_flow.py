@@ -4,13 +4,13 @@ With --promote the version that passes becomes champion.
 """
 
 from fourfold.configuration import VerifyConfig
-from tasks import command_line, services
+from tasks import command_line, prefect_api, services
 
 if __name__ == "__main__":
     # The request is read, and Prefect's server boots on the other core, before the seconds of imports below.
     request = command_line.read("verify", VerifyConfig, __doc__)
     services.prepare_environment()
-    server = services.PrefectServer.begin()
+    server = prefect_api.PrefectServer.begin()
 
 from prefect import flow
 

@@ -99,6 +99,7 @@ class FlowConfig(BaseModel, ABC):
         return self.model_dump()
 
 
+BUILT_IN = ("line", "sine")
 MODELS = ("linear", "mlp", "polynomial", "legendre", "dynamic")
 LossName = Literal["sse", "mse", "l1", "huber"]
 
@@ -230,7 +231,7 @@ class ProblemConfig(FlowConfig):
     @property
     def is_file(self) -> bool:
         """Whether `data` names a file and not a built-in set."""
-        return self.data not in ("line", "sine")
+        return self.data not in BUILT_IN
 
     @property
     def loss_name(self) -> LossName:

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from tasks import services
 from tasks.steps import step
 from tasks.tracking import RunRecord
+from tasks.waiting import SECONDS_OF_SILENCE, told_after
 
 NOT_THERE = "RESOURCE_DOES_NOT_EXIST"  # as MLflow spells it
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -169,7 +170,7 @@ def _turn(client: MlflowClient, name: str, version: str | None = None) -> Iterat
         client.set_model_version_tag(name, version, UNDECIDED, "yes")  # a run that goes on may have been decided once
     limit = time.monotonic() + SECONDS_FOR_ANOTHER
     line = f"another run decides about {name}: waiting for it, {SECONDS_FOR_ANOTHER:g} s at most"
-    with services.told_after(services.SECONDS_OF_SILENCE, line):
+    with told_after(SECONDS_OF_SILENCE, line):
         while others := _being_decided(client, name, version):
             if time.monotonic() > limit:
                 for other in others:

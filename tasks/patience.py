@@ -17,6 +17,8 @@ from sqlalchemy.engine import Engine
 
 from fourfold.errors import ServiceError, first_line
 from tasks import services, signals
+from tasks.addresses import without_password
+from tasks.waiting import SECONDS_TO_WAIT, seconds_to_wait
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0  # seconds between two tries
 # MLflow lets SQLite wait for a lock for 20 s, in C, where no signal is heard: the longer waiting is done here.
@@ -113,7 +115,7 @@ def may_pass(error: Exception) -> bool:
 
 def store_name(uri: str) -> str:
     """How people are told of a store: by its address, without a password."""
-    return f"MLflow at {services.without_password(uri)}"
+    return f"MLflow at {without_password(uri)}"
 
 
 def _is_overtaken(error: Exception) -> bool:
@@ -123,7 +125,7 @@ def _is_overtaken(error: Exception) -> bool:
 def _again_and_again(what: str, work: Callable[[], Answer]) -> Answer:
     began, pause, told, faults = time.monotonic(), FIRST_PAUSE, False, 0
     hurried = _limit.get()
-    limit = began + services.seconds_to_wait() if hurried is None else hurried
+    limit = began + seconds_to_wait() if hurried is None else hurried
     # SQLAlchemy leaves the cursor of a write that is interrupted in some frame, and with it SQLite's lock: the run
     # could not even be closed. A write to a file is short.
     whole = signals.held_back if services.sqlite_file(services.tracking_uri()) else contextlib.nullcontext
@@ -142,7 +144,7 @@ def _again_and_again(what: str, work: Callable[[], Answer]) -> Answer:
             if time.monotonic() + pause > limit:
                 waited = f"and was waited for {time.monotonic() - began:.3g} s"
                 raise ServiceError(
-                    f"{what} {state}, {waited} ({services.SECONDS_TO_WAIT} says how long): {first_line(error)}"
+                    f"{what} {state}, {waited} ({SECONDS_TO_WAIT} says how long): {first_line(error)}"
                 ) from error
         if not told and hurried is None and not (overtaken and pause == FIRST_PAUSE):
             _tell(f"{what} {state}: waiting; the run goes on when it is back, and Ctrl-C is safe")

@@ -14,7 +14,7 @@ from prefect.logging.handlers import APILogWorker
 
 from fourfold.errors import ServiceError
 from fourfold.processes import ProcessIdentity
-from tasks.services import SECONDS_OF_SILENCE, told_after
+from tasks.waiting import SECONDS_OF_SILENCE, told_after
 
 MARK = "fourfold-process:"  # how the tag of a flow run begins that says which process runs it
 SECONDS_BETWEEN_TRIES = 1.0

@@ -19,7 +19,7 @@ from fourfold.errors import DivergedError, ParityError, RequestError, first_line
 from tasks import services
 from tasks.command_line import option_of
 from tasks.patience import store_name
-from tasks.services import LOCK, REQUEST, can_go_on, checkpoints_of
+from tasks.stopped import LOCK, REQUEST, can_go_on, checkpoints_of, held
 from tasks.tracking import RunRecord, as_parameter, spell, store_client
 from tasks.train import settle
 
@@ -132,7 +132,7 @@ def _stopped(run_id: str) -> Run:
             f"--resume {run_id}: there are no checkpoints at {checkpoints_of(run_id)}; the run was one of host "
             f"{tags.get('host')}, without checkpoints, or no training"
         )
-    with services.held(run_id) as free:
+    with held(run_id) as free:
         if not free:
             raise RequestError(f"--resume {run_id}: process {tags.get('process_id')} trains it now")
     return run

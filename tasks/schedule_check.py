@@ -26,7 +26,7 @@ from prefect.exceptions import ObjectNotFound, ParameterTypeError, PrefectExcept
 
 from fourfold.configuration import PreflightConfig
 from fourfold.errors import FourfoldError, PreflightError, RequestError, first_line
-from tasks import services
+from tasks import prefect_api, services
 from tasks.reporting import Table
 from tasks.schedule_late import LatePolicy, spell
 from tasks.start import Checks
@@ -124,13 +124,13 @@ def _ask(found: Preflight) -> None:
 
 
 def _server() -> Answer:
-    address = services.prefect_address()
+    address = prefect_api.prefect_address()
     if address is None:
         return Answer(
             "server", False, "there is none, and a run's own fires no schedule; start one: prefect server start"
         )
     try:
-        services.check_prefect(address)
+        prefect_api.check_prefect(address)
     except RequestError:
         return Answer("server", False, f"PREFECT_API_URL={address} does not answer; start that server")
     return Answer("server", True, address)

@@ -16,8 +16,8 @@ from prefect.schedules import Cron, Interval, Schedule
 
 from fourfold.configuration import FlowConfig, ServeConfig, duration
 from fourfold.errors import RequestError, ServiceError, first_line
+from tasks.prefect_api import PrefectServer
 from tasks.schedule_late import TAG
-from tasks.services import PrefectServer
 
 OURS = "fourfold"  # the tag of each deployment
 

@@ -19,8 +19,10 @@ from fourfold.configuration import FlowConfig
 from fourfold.processes import ProcessIdentity
 from tasks import command_line, services
 from tasks.command_line import Request
+from tasks.prefect_api import PrefectServer
 from tasks.prefect_client import MARK, be_patient
 from tasks.schedule_late import skip_if_late
+from tasks.waiting import seconds_to_wait
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -80,7 +82,7 @@ def prepared(check: Check, meanwhile: Check = lambda config: None) -> Callable[[
     return decorate
 
 
-def typed(request: Request[Config], flow: Flow[..., Any], server: services.PrefectServer) -> NoReturn:
+def typed(request: Request[Config], flow: Flow[..., Any], server: PrefectServer) -> NoReturn:
     """Do what was typed, and end the process: serve the flow, or check the request and run it once."""
     checks = Checks.of(flow)
 
@@ -101,7 +103,7 @@ def typed(request: Request[Config], flow: Flow[..., Any], server: services.Prefe
 def _begin_deployed(run: FlowRun, client: SyncPrefectClient) -> None:
     """Do for a deployed run what the command line does for a typed one; one that its policy skips ends here."""
     services.prepare_environment(quiet=False)
-    be_patient(client, str(client.api_url), services.seconds_to_wait())
+    be_patient(client, str(client.api_url), seconds_to_wait())
     skip_if_late(run, datetime.now(UTC), client)
     # By this a later start can tell that the run's process is gone, where its worker went as well.
     client.update_flow_run(run.id, tags=[*run.tags, f"{MARK}{ProcessIdentity.own().spelled}"])

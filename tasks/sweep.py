@@ -26,6 +26,7 @@ from fourfold.errors import first_line
 from fourfold.processes import ProcessIdentity, remove_left_folders
 from tasks import services
 from tasks.prefect_client import MARK
+from tasks.stopped import can_go_on, held
 from tasks.tracking import store_client
 
 FLOWS = ("train", "compare", "tutorial", "predict", "verify")
@@ -98,7 +99,7 @@ def _close(client: MlflowClient, run: Run, own: str | None) -> bool:
         return False
     if run.info.run_id == own:
         return _close_held(client, run, owner)
-    with services.held(run.info.run_id) as free:
+    with held(run.info.run_id) as free:
         return free and _close_held(client, run, owner)
 
 
@@ -126,7 +127,7 @@ def _remove_checkpoints_of_finished(client: MlflowClient) -> None:
 def _spell(run: Run) -> str:
     """A run for a person, with the way to go on where there is one."""
     run_id = run.info.run_id
-    return f"run {run_id} (--resume {run_id} continues it)" if services.can_go_on(run_id) else f"run {run_id}"
+    return f"run {run_id} (--resume {run_id} continues it)" if can_go_on(run_id) else f"run {run_id}"
 
 
 def _sweep_prefect(client: MlflowClient | None, experiments: list[str], named: set[str]) -> Iterator[str]:

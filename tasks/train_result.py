@@ -12,6 +12,7 @@ from tasks import services
 from tasks.evaluate import Evaluation
 from tasks.register import Registered
 from tasks.results import FlowResult
+from tasks.stopped import can_go_on
 from tasks.tracking import json_ready, spell
 
 MOST_PARAMETERS_SHOWN = 16
@@ -109,7 +110,7 @@ class TrainResult(FlowResult):
             after["parity"] = parity.in_words()
         if self.registered:
             after["registered"] = f"{self.registered.uri} as {self.registered.alias}: {self.registered.decision}"
-        if self.status == "failed" and self.run_id and services.can_go_on(self.run_id):
+        if self.status == "failed" and self.run_id and can_go_on(self.run_id):
             after["to go on"] = f"python flows/train_flow.py --resume {self.run_id}"
         after["seconds"] = f"{self.seconds:.1f}"
         if self.report:

@@ -34,7 +34,7 @@ from distributed.versions import VersionMismatchWarning
 
 from fourfold.errors import FourfoldError, RequestError, ServiceError, first_line
 from fourfold.processes import temporary_folder
-from tasks import services
+from tasks.waiting import SECONDS_OF_SILENCE, SECONDS_TO_WAIT, seconds_to_wait
 from tasks.workers import Job, Needs, Workers
 
 OF_THIS_MACHINE = "dask"
@@ -226,15 +226,15 @@ class _Count:
             raise _gone(self.asked) from error
         if not self.is_alive():
             raise ServiceError("the process that starts Dask's workers was killed; start the flow again")
-        now, limit = time.monotonic(), services.seconds_to_wait()
+        now, limit = time.monotonic(), seconds_to_wait()
         if count:
             self.last, self.told = now, False
         elif now - self.last > limit:
             raise ServiceError(
-                f"--workers {self.asked} has had no worker for {limit:g} s ({services.SECONDS_TO_WAIT} says how long): "
+                f"--workers {self.asked} has had no worker for {limit:g} s ({SECONDS_TO_WAIT} says how long): "
                 "start some, and the flow again"
             )
-        elif not self.told and now - self.last > services.SECONDS_OF_SILENCE:
+        elif not self.told and now - self.last > SECONDS_OF_SILENCE:
             print(f"--workers {self.asked} has no worker: waiting for one", file=sys.stderr, flush=True)
             self.told = True
         return count

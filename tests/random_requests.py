@@ -246,10 +246,10 @@ def _serve() -> None:
     """Import everything once, then run each request in a copy of this process."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    from tasks import services
+    from tasks import prefect_api, services
 
     services.prepare_environment()
-    services._answers = _whole_runs_need_no_server  # type: ignore[assignment]
+    prefect_api.answers = _whole_runs_need_no_server
     import prefect
 
     # Prefect's engine would take a second a step. What it does to a request, validate it, stays.

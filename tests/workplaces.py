@@ -29,7 +29,8 @@ sys.meta_path.insert(0, Refuse())
 # Serves for as long as there is somebody at the other end of its standard input.
 SERVE = """
 import sys
-from tasks.services import PrefectServer, prepare_environment
+from tasks.prefect_api import PrefectServer
+from tasks.services import prepare_environment
 
 prepare_environment()
 server = PrefectServer.begin()

@@ -1,9 +1,12 @@
 """The losses, against closed forms in NumPy, and the two facts that are known of each."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
+from fourfold.configuration import LossName
 from fourfold.losses import LOSSES, is_squared, is_sum, sum_of_squares
 
 PREDICTION = np.array([[0.5, -1.0], [3.0, 0.25], [-4.0, 2.0]])
@@ -23,8 +26,8 @@ CLOSED_FORMS = {
 }
 
 
-def test_every_loss_has_a_closed_form_here() -> None:
-    assert set(CLOSED_FORMS) == set(LOSSES)
+def test_every_loss_has_a_closed_form_here_and_can_be_asked_for() -> None:
+    assert set(CLOSED_FORMS) == set(LOSSES) == set(get_args(LossName))
 
 
 @pytest.mark.parametrize("name", LOSSES)

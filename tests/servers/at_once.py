@@ -10,11 +10,11 @@ import threading
 from pathlib import Path
 
 from fourfold.configuration import TrainConfig
-from tasks import command_line, services
+from tasks import command_line, prefect_api, services
 
 if __name__ == "__main__":
     services.prepare_environment()
-    server = services.PrefectServer.begin()
+    server = prefect_api.PrefectServer.begin()
 
 import onnxscript  # noqa: F401 - of the export, which imports it late
 

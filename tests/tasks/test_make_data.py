@@ -5,11 +5,16 @@ import numpy as np
 import pytest
 import torch
 
+from fourfold import configuration
 from fourfold.configuration import TrainConfig
 from fourfold.errors import RequestError
-from tasks.make_data import _load, load, make_data
+from tasks.make_data import BUILT_IN, _load, load, make_data
 
 ROWS = "area,rooms,price\n" + "".join(f"{50 + i},{1 + i % 5},{1000.5 + 3 * i}\n" for i in range(20))
+
+
+def test_every_built_in_set_can_be_asked_for() -> None:
+    assert tuple(BUILT_IN) == configuration.BUILT_IN
 
 
 def test_the_line_is_the_exercises_three_points() -> None:

@@ -23,6 +23,7 @@ from fourfold.errors import RequestError, ServiceError
 from tasks import patience, services
 from tasks.patience import PatientClient, may_pass, patiently
 from tasks.tracking import SECONDS_TO_LEAVE, RunRecord, closing, owner_tags, recorded_run, store_client
+from tasks.waiting import seconds_to_wait
 
 EXPERIMENT = b'{"experiment": {"experiment_id": "7", "name": "train"}}'
 Misbehave = Callable[[BaseHTTPRequestHandler], None]
@@ -288,7 +289,7 @@ class TestSeconds:
     @pytest.mark.parametrize(("given", "seconds"), [("", 600), ("0", 0), ("2.5", 2.5), ("1e3", 1000)])
     def test_others_are_taken(self, given: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FOURFOLD_SECONDS_TO_WAIT", given)
-        assert services.seconds_to_wait() == seconds
+        assert seconds_to_wait() == seconds
 
 
 class TestLock:

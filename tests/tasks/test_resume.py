@@ -22,7 +22,7 @@ from tasks import train as train_module
 from tasks.build_model import build
 from tasks.make_data import load
 from tasks.resume import Place, asked_again
-from tasks.services import checkpoints_of
+from tasks.stopped import checkpoints_of
 from tasks.tracking import recorded_run
 from tasks.train import stopped_between_steps, train
 

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from fourfold.configuration import ServeConfig, TrainConfig, duration
 from fourfold.errors import RequestError
 from tasks import command_line, schedule_serve
+from tasks.prefect_api import PrefectServer
 from tasks.schedule_serve import schedule_of, serve
-from tasks.services import PrefectServer
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 

@@ -37,11 +37,12 @@ from fourfold.configuration import CompareConfig, PredictConfig
 from fourfold.errors import RequestError, ServiceError
 from fourfold.onnx_file import ExportedModel
 from fourfold.population import Members
-from tasks import compare, predict, services, workers_dask
+from tasks import compare, predict, workers_dask
 from tasks.compare import pose, train_members
 from tasks.make_data import load
 from tasks.predict import predict as predict_step
 from tasks.predict import prepare
+from tasks.waiting import SECONDS_TO_WAIT
 from tasks.workers import Job, Needs, Workers, check_workers, workers
 
 ROOT = Path(__file__).parents[2]
@@ -381,7 +382,7 @@ class TestSomebodys:
     def test_where_the_last_worker_goes_others_are_waited_for_only_so_long(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv(services.SECONDS_TO_WAIT, "1")
+        monkeypatch.setenv(SECONDS_TO_WAIT, "1")
         with somebodys() as (made, asked), workers(asked, 1, NEEDS) as pool:
             made.scale(0)
             with pytest.raises(ServiceError, match="has had no worker for 1 s"):
