@@ -249,10 +249,11 @@ def _decide(
     numbers |= {"rmse": f"{rmse:.9g}", "improvement": f"{found:.9g}"}
     numbers |= {"champion_rmse": f"{champions:.9g}", "champion_version": str(champion.version)}
     below = "below" if wins else "not enough below" if found > 0 else "not below"
+    share = f": improvement {found:.6g}, asked for {asked:g}" if math.isfinite(found) else ""
     return Ruling(
         CHAMPION if wins else CHALLENGER,
         f"RMSE {rmse:.6g} on the {evaluation.judged_on} rows is {below} the {champions:.6g} of version "
-        f"{champion.version}: improvement {found:.6g}, asked for {asked:g}",
+        f"{champion.version}{share}",
         numbers,
     )
 

@@ -132,6 +132,11 @@ class TestDependencies:
         assert len(modules) > 20
         assert {module for module in modules if not self.owners.get(module, set()) & declared()} == set()
 
+    def test_what_is_imported_beside_the_rooms_is_declared(self) -> None:
+        modules = imported(files(*BESIDE))
+        assert len(modules) > 20
+        assert {module for module in modules if not self.owners.get(module, set()) & declared()} == set()
+
     def test_what_an_extra_brings_is_imported_in_one_file_alone(self) -> None:
         of_extras = declared() - declared(extras=False)
         users = [path for path in files(*ROOMS) if of_extras & self.packages([path])]

@@ -38,6 +38,9 @@ server.release()
 with server.ready():
     print(server.api_url, flush=True)
     sys.stdin.read()
+    # As the end of this process would end it; but whoever waits for this process may then have its files.
+    server._process.stdin.close()
+    server._process.wait()
 """
 
 

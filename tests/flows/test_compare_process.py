@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -34,8 +35,9 @@ SECONDS_OF_A_WORKER_THAT_TRAINS = 3.0
 def finished(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> tuple[Workplace, Ended]:
     """A small comparison on the line, with controls and registered winners, for all tests that look at it."""
     workplace = workplace_in(tmp_path_factory.mktemp("finished"))
+    shutil.copytree(prefect_home, workplace.folder / "prefect")
     request = (*SMALL, "--controls", "--register", "--workers", "1", "--json")
-    with workplace.start(*request, flow="compare", PREFECT_HOME=str(prefect_home)) as process:
+    with workplace.start(*request, flow="compare") as process:
         out, err = process.communicate(timeout=SECONDS_TO_COMPARE)
     ended = Ended(process.returncode, out, err)
     assert ended.code == 0, ended.err
@@ -203,9 +205,10 @@ def test_the_winners_are_versions_and_the_best_is_champion(finished: tuple[Workp
     assert errors[champion.version] == min(errors.values()), "of a straight line, what is right at 4 is right"
 
 
-def test_prefect_shows_the_steps_and_the_tables(finished: tuple[Workplace, Ended], prefect_home: Path) -> None:
-    flow_run_id = finished[1].result["flow_run_id"]
-    with sqlite3.connect(prefect_home / "prefect.db") as database:
+def test_prefect_shows_the_steps_and_the_tables(finished: tuple[Workplace, Ended]) -> None:
+    workplace, ended = finished
+    flow_run_id = ended.result["flow_run_id"]
+    with sqlite3.connect(workplace.folder / "prefect" / "prefect.db") as database:
         (state,) = database.execute("select state_type from flow_run where id = ?", (flow_run_id,)).fetchone()
         steps = database.execute("select name from task_run where flow_run_id = ?", (flow_run_id,)).fetchall()
         found = database.execute("select key, type, data from artifact where flow_run_id = ?", (flow_run_id,))

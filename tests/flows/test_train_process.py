@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -50,19 +51,20 @@ sys.addaudithook(note)
 def finished(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> tuple[Workplace, Ended]:
     """The default run of the exercise, spied on, once for all tests that look at what it left."""
     workplace = workplace_in(tmp_path_factory.mktemp("finished"))
+    shutil.copytree(prefect_home, workplace.folder / "prefect")
     spy = workplace.folder / "spy"
     spy.mkdir()
     (spy / "sitecustomize.py").write_text(SPY.format(log=str(workplace.folder / "addresses.txt")))
     workplace.environment.pop("CI", None)  # would turn onnxruntime's telemetry off by itself
     path = os.pathsep.join((str(spy), str(ROOT)))
-    ended = workplace.run("--json", PREFECT_HOME=str(prefect_home), PYTHONPATH=path, HOME=str(workplace.folder))
+    ended = workplace.run("--json", PYTHONPATH=path, HOME=str(workplace.folder))
     return workplace, ended
 
 
-def flow_run(workplace: Workplace, ended: Ended, home: Path) -> tuple[str, list[str], list[str]]:
+def flow_run(workplace: Workplace, ended: Ended) -> tuple[str, list[str], list[str]]:
     """State, names of the task runs in order, and artifacts of a flow run, from Prefect's own database."""
     flow_run_id = ended.result["flow_run_id"]
-    with sqlite3.connect(home / "prefect.db") as database:
+    with sqlite3.connect(workplace.folder / "prefect" / "prefect.db") as database:
         (state,) = database.execute("select state_type from flow_run where id = ?", (flow_run_id,)).fetchone()
         tasks = database.execute(
             "select name from task_run where flow_run_id = ? order by start_time", (flow_run_id,)
@@ -94,12 +96,12 @@ def test_the_registered_file_alone_predicts(finished: tuple[Workplace, Ended]) -
     assert prediction.tolist() == [ended.result["predictions"][0]["y"]]
 
 
-def test_nothing_that_it_wrote_is_a_pickle(finished: tuple[Workplace, Ended], prefect_home: Path) -> None:
+def test_nothing_that_it_wrote_is_a_pickle(finished: tuple[Workplace, Ended]) -> None:
     folder = finished[0].folder
     assert {"mlflow.db", "mlruns"} <= {path.name for path in folder.iterdir()}
     assert pickles_in(folder) == []
-    assert pickles_in(prefect_home) == []
-    assert not [path for path in prefect_home.rglob("storage/*") if path.is_file()], "no result of a step is kept"
+    kept = [path for path in (folder / "prefect").rglob("storage/*") if path.is_file()]
+    assert not kept, "no result of a step is kept"
 
 
 def test_the_run_records_everything(finished: tuple[Workplace, Ended]) -> None:
@@ -178,8 +180,8 @@ def test_the_file_says_where_it_comes_from(finished: tuple[Workplace, Ended]) ->
     assert about["optimizer"] == "SGD"
 
 
-def test_prefect_shows_the_steps_in_order_and_the_result(finished: tuple[Workplace, Ended], prefect_home: Path) -> None:
-    state, steps, artifacts = flow_run(*finished, prefect_home)
+def test_prefect_shows_the_steps_in_order_and_the_result(finished: tuple[Workplace, Ended]) -> None:
+    state, steps, artifacts = flow_run(*finished)
     assert state == "COMPLETED"
     assert steps == STEPS
     (page,) = artifacts
@@ -197,7 +199,7 @@ def test_a_fit_that_diverges_exits_1_and_says_so(workplace: Workplace) -> None:
     assert (run.info.status, run.data.tags["outcome"]) == ("FAILED", "diverged")
     assert 1 <= len(workplace.client.get_metric_history(run.info.run_id, "loss")) < 100
     assert not workplace.client.search_registered_models()
-    assert flow_run(workplace, ended, workplace.folder / "prefect")[0] == "FAILED"
+    assert flow_run(workplace, ended)[0] == "FAILED"
     assert "try a smaller --lr" in ended.err
 
 
@@ -379,7 +381,7 @@ def test_a_server_that_is_there_is_used_waited_for_while_it_restarts_and_left_al
         assert server.poll() is None
         tags = workplace.client.get_run(ended.result["run_id"]).data.tags
         assert tags["flow_run_url"].startswith(f"http://127.0.0.1:{port}/")
-        state, steps, artifacts = flow_run(workplace, ended, workplace.folder / "prefect")
+        state, steps, artifacts = flow_run(workplace, ended)
         assert (state, len(artifacts)) == ("COMPLETED", 1)
         assert set(steps) == set(STEPS)
     finally:

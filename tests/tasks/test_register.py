@@ -151,28 +151,27 @@ class TestChampion:
         assert float(tags["min_improvement"]) == asked
         assert float(tags["improvement"]) == pytest.approx(0.8, rel=1e-6)
 
-    @pytest.mark.parametrize("asked", [0.0, 0.99])
     @pytest.mark.parametrize(
-        ("champion", "new", "alias", "improvement"),
+        ("champion", "new", "asked", "alias", "improvement"),
         [
-            (0.0, 0.0, "challenger", 0.0),
-            (0.0, 0.5, "challenger", -np.inf),
-            (np.nan, 0.5, "champion", 1.0),
-            (np.inf, 0.5, "champion", 1.0),
-            (0.5, np.nan, "challenger", -np.inf),
-            (0.5, np.inf, "challenger", -np.inf),
-            (np.nan, np.nan, "challenger", -np.inf),
-            (np.inf, np.inf, "challenger", -np.inf),
-            (0.5, 0.0, "champion", 1.0),
+            (0.0, 0.0, 0.0, "challenger", 0.0),
+            (0.0, 0.5, 0.0, "challenger", -np.inf),
+            (np.nan, 0.5, 0.99, "champion", 1.0),
+            (np.inf, 0.5, 0.99, "champion", 1.0),
+            (0.5, np.nan, 0.0, "challenger", -np.inf),
+            (0.5, np.inf, 0.0, "challenger", -np.inf),
+            (np.nan, np.nan, 0.0, "challenger", -np.inf),
+            (np.inf, np.inf, 0.0, "challenger", -np.inf),
+            (0.5, 0.0, 0.99, "champion", 1.0),
         ],
     )
     def test_errors_that_are_zero_or_no_number(
         self,
         champion: float,
         new: float,
+        asked: float,
         alias: str,
         improvement: float,
-        asked: float,
         registering: Registering,
         store: MlflowClient,
     ) -> None:
@@ -181,6 +180,7 @@ class TestChampion:
         made = registering([[2.0]], [new], config=TrainConfig(min_improvement=asked))
         assert made.alias == alias
         assert float(store.get_model_version(NAME, "2").tags["improvement"]) == improvement
+        assert ("improvement" in made.decision) == np.isfinite(improvement), "a share that is none is not told"
 
     def test_the_champion_is_judged_anew_on_the_rows_of_now(
         self, registering: Registering, store: MlflowClient, dataset: Callable[..., Dataset]
