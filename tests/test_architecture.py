@@ -90,7 +90,7 @@ def files(*folders: str) -> list[Path]:
 def imported(paths: Iterable[Path]) -> set[str]:
     """The modules that files import, also inside functions, but for the standard library's and our own."""
     found: set[str] = set()
-    ours = {path.stem for path in files(*BESIDE)} | {*ROOMS, *BESIDE, "faults"}
+    ours = {path.stem for path in files(*BESIDE)} | {*ROOMS, *BESIDE, "faults", "servers"}
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(), str(path))):
             if isinstance(node, ast.Import):

@@ -32,6 +32,7 @@ from tasks.draw import draw
 from tasks.panels import Curve, Panel
 from tasks.parity_page import parity_page
 from tasks.reporting import Table, publish
+from tasks.terminal import show
 from tasks.tracking import metric_key
 
 HOSTILE = {
@@ -109,7 +110,7 @@ class TestTerminal:
             tables=lambda: (Table("drift", ("column", name), ((value, "1"),)),),
         )  # fmt: skip
         out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-        command_line._print_tables(result, out)
+        show(result, out)
         out.seek(0)
         assert is_harmless(out.read())
         for error in (RequestError(reason), ValueError(reason)):
@@ -119,7 +120,7 @@ class TestTerminal:
     def test_a_line_feed_in_a_name_makes_no_row_of_its_own(self) -> None:
         result: Any = SimpleNamespace(rows=lambda: {"drift": "see a\nstatus registered"}, tables=lambda: ())
         out = io.StringIO()
-        command_line._print_tables(result, out)
+        show(result, out)
         assert out.getvalue().splitlines() == ["drift  see a\\nstatus registered"]
 
     @EACH
@@ -146,7 +147,7 @@ class TestTerminal:
 
     def test_one_that_cannot_spell_a_letter_shows_the_rest(self) -> None:
         out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-        command_line._print_tables(SimpleNamespace(rows=lambda: {"drift": "see Höhe 😀"}, tables=lambda: ()), out)
+        show(SimpleNamespace(rows=lambda: {"drift": "see Höhe 😀"}, tables=lambda: ()), out)
         out.seek(0)
         assert out.read() == "drift  see H\\xf6he \\U0001f600\n"
 
@@ -280,7 +281,7 @@ def test_columns_of_every_such_name_are_learned_registered_predicted_and_proved(
         read = pd.read_parquet if output == "o.parquet" else pd.read_csv
         assert len(read(output).columns) == len(names) + 1
         out = io.StringIO()
-        command_line._print_tables(predicted, out)
+        show(predicted, out)
         assert is_harmless(out.getvalue())
     assert list(pd.read_parquet("o.parquet")) == [*names, f"predicted_{target}"]
     assert verify_flow.verify_flow.fn(VerifyConfig(model=trained.registered.uri)).status == "verified"
