@@ -14,7 +14,8 @@ from fourfold.errors import RequestError
 from fourfold.fitting import batches_an_epoch, loss_of_the_mean, try_out
 from fourfold.least_squares import least_squares
 from fourfold.losses import LOSSES, is_squared, is_sum
-from fourfold.population import Members, Problem, Start, seeds_at_once, train_population, why_not_stacked
+from fourfold.population import Members, Problem, Start, seeds_at_once, train_population
+from fourfold.stackable import why_not_stacked
 from models.linear import LinearRegression
 from tasks.build_model import BuiltModel, as_seen, build
 from tasks.make_data import load

@@ -21,7 +21,8 @@ from fourfold.errors import RequestError
 from fourfold.fitting import FitConfig, FitResult, Outcome, fit
 from fourfold.losses import LOSSES
 from fourfold.optimizers import OptimizerConfig, optimizer_classes
-from fourfold.population import Members, Problem, Start, train_population, why_not_stacked
+from fourfold.population import Members, Problem, Start, train_population
+from fourfold.stackable import why_not_stacked
 from models.linear import LinearRegression
 from models.mlp import MultilayerPerceptron
 
@@ -644,13 +645,13 @@ class TestChunks:
 
     def test_less_than_a_member_at_once_still_takes_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         taken = []
-        original = population._Stack.train
+        original = population.Stack.train
 
         def counted(self: Any, *arguments: Any) -> Members:
             taken.append(len(self.first))
             return original(self, *arguments)
 
-        monkeypatch.setattr(population._Stack, "train", counted)
+        monkeypatch.setattr(population.Stack, "train", counted)
         train_population(pose(4), configured("SGD"), (1e-2,), stacked=True)
         monkeypatch.setattr(population, "MOST_NUMBERS_AT_ONCE", 1)
         train_population(pose(4), configured("SGD"), (1e-2,), stacked=True)
