@@ -15,8 +15,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from fourfold.batches import Batches
 from fourfold.checkpoints import CheckpointFolder, Keeper
-from fourfold.fitting import Batches, FitConfig, fit_batches
+from fourfold.fitting import FitConfig, fit_batches
 from fourfold.optimizers import OptimizerConfig
 
 

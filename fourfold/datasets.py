@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fourfold.batches import Rows
 from fourfold.errors import RequestError
-from fourfold.fitting import Rows
 from fourfold.profile import Profile
 from fourfold.streams import HELD_OUT, TRAINING, VALIDATION, Stream, choose_parts
 from fourfold.tables import Faults, TableFile, listed, matrix

@@ -17,16 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from fourfold.batches import Batches, batches_an_epoch, loss_of_the_mean
 from fourfold.fitting import (
     MOST_OVERSHOOT,
     MOST_WORSENING,
-    Batches,
     FitConfig,
     Outcome,
-    batches_an_epoch,
     evaluate_loss,
     fit,
-    loss_of_the_mean,
 )
 from fourfold.losses import LOSSES, is_sum
 from fourfold.optimizers import OptimizerConfig

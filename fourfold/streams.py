@@ -15,8 +15,8 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
+from fourfold.batches import Rows
 from fourfold.errors import RequestError, first_line
-from fourfold.fitting import Rows
 from fourfold.processes import temporary_folder
 from fourfold.profile import Profile
 from fourfold.tables import CHUNK_ROWS, Faults, TableFile, ahead, matrix, open_parquet

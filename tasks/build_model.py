@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fourfold.batches import Batches, StreamedBatches
 from fourfold.configuration import TrainConfig
 from fourfold.datasets import Dataset
 from fourfold.errors import RequestError, first_line
-from fourfold.fitting import Batches, History, StreamedBatches
+from fourfold.fitting import History
 from fourfold.least_squares import LeastSquares, condition_number, least_squares
 from fourfold.streams import TRAINING, Stream
 from models.dynamic import DynamicPolynomial

@@ -7,11 +7,12 @@ from functools import partial
 import numpy as np
 import torch
 
+from fourfold.batches import batches_an_epoch, loss_of_the_mean
 from fourfold.comparison import Contestant, Standing, contestants, grid, rounding_floor, standing
 from fourfold.configuration import CompareConfig
 from fourfold.datasets import Dataset
 from fourfold.errors import RequestError
-from fourfold.fitting import batches_an_epoch, loss_of_the_mean, try_out
+from fourfold.fitting import try_out
 from fourfold.least_squares import least_squares
 from fourfold.losses import LOSSES, is_squared, is_sum
 from fourfold.population import Members, Problem, Start, seeds_at_once, train_population

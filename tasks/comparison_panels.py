@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from fourfold.batches import loss_of_the_mean
 from fourfold.comparison import Spread, Standing, best_of
 from fourfold.datasets import Dataset
-from fourfold.fitting import History, loss_of_the_mean
+from fourfold.fitting import History
 from fourfold.losses import LOSSES
 from models.standardize import Standardized
 from tasks.compare import Posed

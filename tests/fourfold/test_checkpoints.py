@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fourfold.batches import Batches, StreamedBatches
 from fourfold.checkpoints import MOST_OF_THE_TIME, CheckpointFolder, Keeper
 from fourfold.durable import write_whole
 from fourfold.errors import CheckpointError
-from fourfold.fitting import Batches, FitConfig, FitResult, Outcome, StreamedBatches, fit_batches
+from fourfold.fitting import FitConfig, FitResult, Outcome, fit_batches
 from fourfold.optimizers import OptimizerConfig, SchedulerConfig, optimizer_classes, scheduler_classes
 
 X = torch.randn(23, 3, generator=torch.Generator().manual_seed(1))
