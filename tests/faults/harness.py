@@ -261,8 +261,9 @@ def faults_of(attempt: Attempt, how: signal.Signals, seconds: float, err: str) -
         yield f"it showed a traceback: {err.strip()[:1500]}"
     with database(attempt.workplace.folder / "mlflow.db") as rows:
         own = "select run_uuid from tags where key = 'process_id' and value = ?"
-        if rows(f"select 1 from runs where status = 'RUNNING' and run_uuid in ({own})", str(attempt.process.pid)):
-            yield f"MLflow shows it as running: {err.strip()[-500:]}"
+        left = rows(f"select status from runs where run_uuid in ({own})", str(attempt.process.pid))
+        if set(left) - {("KILLED",), ("FINISHED",)}:
+            yield f"MLflow shows it as {left}: {err.strip()[-500:]}"
     # Those before may have been killed so that this one had to put them right, and did not come so far.
     if unended := set(prefect_states(attempt.workplace, since=attempt.began_at)) - ENDED:
         yield f"Prefect shows it as {unended}"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from faults.harness import MOMENTS, PrefectOf, kill, undisturbed
 
-KILLS_A_CHAIN = 4
+KILLS_A_CHAIN = 5
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def prefect(request: pytest.FixtureRequest) -> PrefectOf:
 
 @pytest.mark.parametrize(
     ("seed", "prefect"),
-    [(0, "its own"), (1, "its own"), (2, "a server"), (3, "a server"), (4, "a server")],
+    [(0, "its own"), (1, "a server"), (2, "a server"), (3, "a server")],
     indirect=["prefect"],
 )
 def test_a_training_that_is_killed_again_and_again_ends_as_if_it_never_was(

@@ -4,12 +4,14 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +34,21 @@ SECONDS_OF_A_WORKER_THAT_TRAINS = 3.0
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> tuple[Workplace, Ended]:
+def finished(made_once: Callable[[str, Callable[[Path], None]], Path], prefect_home: Path) -> tuple[Workplace, Ended]:
     """A small comparison on the line, with controls and registered winners, for all tests that look at it."""
-    workplace = workplace_in(tmp_path_factory.mktemp("finished"))
-    shutil.copytree(prefect_home, workplace.folder / "prefect")
-    request = (*SMALL, "--controls", "--register", "--workers", "1", "--json")
-    with workplace.start(*request, flow="compare") as process:
-        out, err = process.communicate(timeout=SECONDS_TO_COMPARE)
-    ended = Ended(process.returncode, out, err)
-    assert ended.code == 0, ended.err
-    return workplace, ended
+
+    def fill(folder: Path) -> None:
+        workplace = workplace_in(folder)
+        shutil.copytree(prefect_home, folder / "prefect")
+        request = (*SMALL, "--controls", "--register", "--workers", "1", "--json")
+        with workplace.start(*request, flow="compare") as process:
+            out, err = process.communicate(timeout=SECONDS_TO_COMPARE)
+        ended = Ended(process.returncode, out, err)
+        assert ended.code == 0, ended.err
+        (folder / "ended.json").write_text(json.dumps(vars(ended)))
+
+    folder = made_once("compared", fill)
+    return workplace_in(folder), Ended(**json.loads((folder / "ended.json").read_text()))
 
 
 def below(workplace: Workplace, run_id: str) -> list[Run]:
@@ -221,7 +228,9 @@ def test_prefect_shows_the_steps_and_the_tables(finished: tuple[Workplace, Ended
     kind, ranking = shown["compare-ranking"]
     rows = json.loads(ranking) if isinstance(ranking, str) else ranking
     assert kind == "table"
-    assert [row["optimizer"] for row in rows] == [one["optimizer"] for one in finished[1].result["results"]]
+    assert [row["optimizer"] for row in rows] == [one["optimizer"] for one in ended.result["results"]]
+    header = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("    rank "))
+    assert re.split(r"  +", header.strip()) == list(rows[0]), "README shows that table"
     assert shown["compare"][0] == "markdown"
     assert "data:image/png;base64," in shown["compare"][1]
 

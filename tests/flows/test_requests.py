@@ -39,7 +39,7 @@ def model(runner: Runner) -> tuple[bytes, bytes]:
         ("verify", "--model models:/none@champion", "none"),
         ("verify", "--model nowhere", "no such folder"),
         ("predict", "--model line.onnx", "give either --input with a file, or --at with a point"),
-        ("predict", "--model line.onnx --input rows.csv --output o.csv --keep key", "rows.csv has no such column"),
+        ("predict", "--model line.onnx --input line.csv --output o.csv --keep key", "line.csv has no such column"),
     ],
 )
 def test_a_wrong_request_ends_with_2_and_one_line_that_says_why(
@@ -49,6 +49,66 @@ def test_a_wrong_request_ends_with_2_and_one_line_that_says_why(
     ending = runner.run(case)
     assert (ending.code, complaints(case, ending)) == (2, [])
     assert said in ending.err
+
+
+NOISY = """
+import torch
+
+class Noisy(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.linear(x) + torch.rand_like(x)
+"""
+TAMPERING = """
+from dataclasses import replace
+
+import torch
+
+import tasks.export_onnx as step
+from fourfold.onnx_file import file_sha256
+
+honest = step.export
+
+
+def export(*arguments):
+    exported = honest(*arguments)
+    exported.path.write_bytes(exported.path.read_bytes()[:200])
+    return replace(exported, sha256=file_sha256(exported.path))
+
+
+step.export = export
+
+
+class Line(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(1, 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("network", "code", "reason", "told", "kept"),
+    [
+        ("Noisy", NOISY, "random in evaluation mode", "nothing was exported", {"report.html"}),
+        # Other harms are done to the steps alone, in tests/tasks/test_verify_task.py.
+        ("Line", TAMPERING, "cannot be read as ONNX", "nothing was registered", {"parity.json", "parity.html"}),
+    ],
+)
+def test_what_does_not_pass_the_gate_is_rejected_in_one_line(
+    network: str, code: str, reason: str, told: str, kept: set[str], runner: Runner
+) -> None:
+    case = Case("train", ("--model", f"nets:{network}", "--json"), {"nets.py": code.encode()}, whole=True)
+    ending = runner.run(case)
+    assert (ending.code, complaints(case, ending)) == (1, [])
+    result = json.loads(ending.out.splitlines()[-1])
+    assert (result["status"], result["model"]) == ("rejected", None)
+    assert reason in result["reason"]
+    assert told in ending.err
+    files = {path.rpartition("/")[2] for path in ending.created}
+    assert kept <= files
+    assert "model.onnx" not in files
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

@@ -22,7 +22,7 @@ from workplaces import ROOT
 
 from fourfold.configuration import PreflightConfig, TutorialConfig
 from fourfold.errors import PreflightError, RequestError
-from tasks import schedule_check, services
+from tasks import prefect_api, schedule_check, services
 from tasks.schedule_check import Preflight, preflight
 from tasks.start import prepared
 
@@ -94,8 +94,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
 
     (tmp_path / "rows.csv").touch()
     monkeypatch.setattr(schedule_check, "get_client", client)
-    monkeypatch.setattr(services, "prefect_address", lambda: "http://127.0.0.1:4200/api")
-    monkeypatch.setattr(services, "check_prefect", lambda address: None)
+    monkeypatch.setattr(prefect_api, "prefect_address", lambda: "http://127.0.0.1:4200/api")
+    monkeypatch.setattr(prefect_api, "check_prefect", lambda address: None)
     monkeypatch.setattr(services, "project_root", lambda: tmp_path)
     return standing
 
