@@ -35,6 +35,8 @@ def open_session(content: bytes, *, optimized: bool = True) -> onnxruntime.Infer
     """Make an onnxruntime session on a model's bytes, on the CPU, with or without graph optimisation."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what it warns of, the gate judges; what is wrong it raises as well
+    # Threads that spin while they wait for the next few rows only keep the cores from others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -63,7 +63,7 @@ def run_level(level: Level, config: TutorialConfig, data: Dataset, parent: RunRe
     place = folder / f"level-{level.number}"
     place.mkdir()
     title = f"level {level.number}: {level.name}"
-    tags = {"mlflow.parentRunId": parent.run_id, NOTE: f"A level of a tutorial, which is [this run]({parent.url})."}
+    tags = _below(parent, "A level, and part of a tutorial")
     with recorded_run(parent.experiment, title, asked | config.model_dump(exclude={"steps"}), tags) as record:
         record.dataset(data)
         # Not timed: the first use of a part of torch loads it.
@@ -100,13 +100,18 @@ def refusal(last: LevelRun, data: Dataset, record: RunRecord, folder: Path) -> s
         record.experiment,
         "level 8 while it is random",
         {"level": last.level.number},
-        {"mlflow.parentRunId": record.run_id},
+        _below(record, "What the gate is to refuse, and part of a tutorial"),
     ) as attempt:
         try:
             write_onnx(Restless(last.learned.network), data, {}, attempt, folder)
         except ParityError as error:
             return str(error)
         raise AgreementError("the gate let a network pass whose prediction is random")
+
+
+def _below(parent: RunRecord, what: str) -> dict[str, str]:
+    """The tags of a run that stands below another one."""
+    return {"mlflow.parentRunId": parent.run_id, NOTE: f"{what}, which is [this run]({parent.url})."}
 
 
 class Restless(nn.Module):

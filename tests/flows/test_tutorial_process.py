@@ -28,6 +28,7 @@ def test_it_runs_the_levels_and_tells_their_results(workplace: Workplace) -> Non
         f"tags.`mlflow.parentRunId` = '{result['run_id']}'",
     )
     outcomes = sorted((run.info.run_name or "", run.info.status) for run in children)
+    assert all("part of a tutorial" in run.data.tags["mlflow.note.content"].lower() for run in children)
     assert [status for name, status in outcomes if name.startswith("level 8 while")] == ["FINISHED"]
     assert [status for _, status in outcomes] == ["FINISHED"] * 9
     kept = {artifact.path for artifact in workplace.client.list_artifacts(result["run_id"])}
