@@ -1,6 +1,6 @@
 """Jobs for workers: which are under way, in which order results come, and who may be asked for."""
 
-import os
+import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -88,7 +88,7 @@ class TestResults:
             pytest.raises(ServiceError, match=r"a process was killed, or had no memory left, while the bomb was done"),
             workers(1, 1, Needs(())) as pool,
         ):
-            list(pool.results([Job("the bomb", partial(os._exit, 1))]))
+            list(pool.results([Job("the bomb", partial(signal.raise_signal, signal.SIGKILL))]))
 
     def test_a_job_has_one_thread_whatever_its_process_has(self) -> None:
         before = torch.get_num_threads()
