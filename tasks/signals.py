@@ -4,12 +4,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 SECONDS_TO_RAISE_AGAIN = 0.01
+_heard: list[int] = []  # those that are exceptions in this process
 _raised: list[int] = []
 _waiting: list[int] = []  # at most one
 _blocks: list[None] = []  # that hold it back, one inside the other
@@ -24,7 +25,7 @@ def become_exceptions() -> None:
     """Let them raise KeyboardInterrupt and SystemExit from here on."""
     _raised.clear()
     _waiting.clear()
-    _handle(_raise)
+    _heard[:] = _handle(_raise)
     tell = sys.unraisablehook
 
     def raise_soon(lost: "sys.UnraisableHookArgs") -> None:
@@ -46,18 +47,30 @@ def are_ignored() -> None:
 
 
 @contextmanager
+def regained() -> Iterator[None]:
+    """Hear SIGTERM in a flow's run as before it: Prefect puts a handler of its own there, which holds nothing back."""
+    if signal.SIGTERM not in _heard or not _in_main_thread():
+        yield
+        return
+    with _in_front():
+        yield
+
+
+@contextmanager
 def held_back() -> Iterator[None]:
     """Let an interrupt wait for the end of a block that is short, and must not be left in the middle."""
-    if threading.current_thread() is not threading.main_thread():  # the others hear none
+    if _blocks or not _in_main_thread():  # the others hear none
         yield
         return
     _blocks.append(None)
     try:
-        yield
+        # Where a worker runs the flow, SIGTERM is Prefect's: so it tells a cancelled run from one that crashed.
+        with _in_front():
+            yield
     finally:
         _blocks.pop()
-        if not _blocks and _waiting:
-            _raise(_waiting.pop(), None)
+        if _waiting:
+            signal.raise_signal(_waiting.pop())
 
 
 @contextmanager
@@ -66,8 +79,8 @@ def uncovered() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _raised:
-            raise _interrupt(_raised[0]) from error
+        if interrupt := _interrupt(_raised[0]) if _raised else _termination_behind(error):
+            raise interrupt from error
         raise
 
 
@@ -77,10 +90,29 @@ def raise_again() -> None:
         raise _interrupt(_raised[0])
 
 
-def _handle(handler: object) -> None:
-    for number in NUMBERS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # a process in the background may be started so
-            signal.signal(number, handler)  # type: ignore[arg-type]
+def _handle(handler: Callable[[int, FrameType | None], None]) -> Sequence[int]:
+    """Let a handler hear them, and give those that it hears: what the process was started to ignore it ignores."""
+    heard = [number for number in NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, handler)
+    return heard
+
+
+@contextmanager
+def _in_front() -> Iterator[None]:
+    """Let `_raise` hear in a block what another handler hears around it."""
+    before = {number: other for number in NUMBERS if callable(other := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, _raise)
+    try:
+        yield
+    finally:
+        for number, other in before.items():
+            signal.signal(number, other)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -98,3 +130,14 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 def _interrupt(number: int) -> BaseException:
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def _termination_behind(error: BaseException | None) -> BaseException | None:
+    """What Prefect has raised for a SIGTERM, where an exception was raised on its way."""
+    from prefect.exceptions import TerminationSignal
+
+    while error is not None:
+        if isinstance(error, TerminationSignal):
+            return TerminationSignal(error.signal)
+        error = error.__context__
+    return None

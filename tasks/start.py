@@ -17,7 +17,7 @@ from prefect.context import FlowRunContext
 
 from fourfold.configuration import FlowConfig
 from fourfold.processes import ProcessIdentity
-from tasks import command_line, services
+from tasks import command_line, services, signals
 from tasks.command_line import Request
 from tasks.prefect_api import PrefectServer
 from tasks.prefect_client import MARK, be_patient
@@ -70,7 +70,8 @@ def prepared(check: Check, meanwhile: Check = lambda config: None) -> Callable[[
         def begin(*arguments: P.args, **parameters: P.kwargs) -> R:
             context = FlowRunContext.get()
             if context is None or context.flow_run is None or context.flow_run.deployment_id is None:
-                return work(*arguments, **parameters)
+                with signals.regained():
+                    return work(*arguments, **parameters)
             assert isinstance(context.client, SyncPrefectClient), "no flow of ours is asynchronous"
             _begin_deployed(context.flow_run, context.client)
             checks.whole((context.parameters or {})["config"])

@@ -452,6 +452,34 @@ def test_no_process_is_left_after_an_exception(workplace: Workplace) -> None:
     assert alive == []
 
 
+COVERED = """
+import signal
+import torch
+
+class Covered(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(1, 1)
+
+    def forward(self, x):
+        if (x == 4).any() and not self.training:
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                raise ValueError("it was not open")
+        return super().forward(x)
+"""
+
+
+def test_an_interrupt_that_an_exception_covers_is_one(workplace: Workplace) -> None:
+    """Prefect's own engine covers it so where it comes before a task's run has begun."""
+    (workplace.folder / "nets.py").write_text(COVERED)
+    ended = workplace.run("--model", "nets:Covered", "--json")
+    assert ended.code == 143, ended.err
+    run = workplace.client.get_run(ended.result["run_id"])
+    assert (run.info.status, run.data.tags["outcome"]) == ("KILLED", "killed")
+    assert flow_run(workplace, ended)[0] == "CRASHED"
+
+
 def test_no_connection_leaves_the_machine(finished: tuple[Workplace, Ended]) -> None:
     """Neither of the flow's process nor of those that it starts.
 

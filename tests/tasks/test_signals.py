@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 from mlflow import MlflowClient
+from prefect.exceptions import TerminationSignal
+from prefect.utilities.engine import capture_sigterm, is_prefect_sigterm_handler_installed
 
 from fourfold.configuration import TrainConfig
 from tasks import signals
@@ -29,6 +31,7 @@ def _handlers() -> Iterator[None]:
         signal.signal(number, handler)
     sys.unraisablehook = hook
     signals._raised.clear()
+    signals._heard.clear()
 
 
 def covered(number: signal.Signals) -> None:
@@ -55,6 +58,48 @@ def test_the_run_that_it_ends_is_killed(number: signal.Signals, kind: type[BaseE
     assert result.run_id is not None
     run = store.get_run(result.run_id)
     assert (run.info.status, run.data.tags["outcome"]) == ("KILLED", "killed")
+
+
+def test_a_flows_run_hears_it_as_what_is_before_the_run() -> None:
+    done: list[str] = []
+
+    def write() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        done.append("whole")
+
+    with pytest.raises(SystemExit), capture_sigterm(), signals.regained():
+        patiently("a store", write)
+    assert done == ["whole"]
+    with pytest.raises(SystemExit), capture_sigterm(), signals.regained(), signals.uncovered():
+        covered(signal.SIGTERM)
+
+
+@pytest.fixture
+def _of_a_worker() -> None:
+    """Let SIGTERM end the process, as it does where Prefect starts it: within a flow's run it is Prefect's."""
+    signals._heard.clear()
+    signal.signal(signal.SIGTERM, lambda *_: None)
+
+
+@pytest.mark.usefixtures("_of_a_worker")
+def test_a_flows_run_of_a_worker_hears_it_as_prefect_does_after_a_write() -> None:
+    done: list[str] = []
+
+    def write() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        done.append("whole")
+
+    with pytest.raises(TerminationSignal), capture_sigterm(), signals.regained():  # noqa: PT012
+        assert is_prefect_sigterm_handler_installed(), "else no run can be cancelled"
+        patiently("a store", write)
+    assert done == ["whole"]
+
+
+@pytest.mark.usefixtures("_of_a_worker")
+def test_one_of_prefect_that_another_exception_covers_leaves_as_itself() -> None:
+    with pytest.raises(TerminationSignal) as ended, capture_sigterm(), signals.uncovered():
+        covered(signal.SIGTERM)
+    assert (ended.value.signal, type(ended.value.__cause__)) == (signal.SIGTERM, ValueError)
 
 
 def test_an_exception_without_one_stays() -> None:
