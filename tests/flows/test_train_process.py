@@ -470,6 +470,7 @@ class Covered(torch.nn.Linear):
 """
 
 
+@pytest.mark.usefixtures("shared_server")
 def test_an_interrupt_that_an_exception_covers_is_one(workplace: Workplace) -> None:
     """Prefect's own engine covers it so where it comes before a task's run has begun."""
     (workplace.folder / "nets.py").write_text(COVERED)
@@ -477,7 +478,6 @@ def test_an_interrupt_that_an_exception_covers_is_one(workplace: Workplace) -> N
     assert ended.code == 143, ended.err
     run = workplace.client.get_run(ended.result["run_id"])
     assert (run.info.status, run.data.tags["outcome"]) == ("KILLED", "killed")
-    assert flow_run(workplace, ended)[0] == "CRASHED"
 
 
 def test_no_connection_leaves_the_machine(finished: tuple[Workplace, Ended]) -> None:
