@@ -12,7 +12,7 @@ from fourfold.fitting import History
 from fourfold.losses import LOSSES
 from models.standardize import Standardized
 from tasks.compare import Posed
-from tasks.panels import COLORS, DASHES, Contour, Curve, Panel
+from tasks.panels import Contour, Curve, Panel, style
 
 # Losses above so many times the constant mean's say no more than that it went wrong.
 TOP_OF_PICTURE = 100
@@ -31,10 +31,7 @@ def panels(
         histories: of the winners that were trained alone, by label; with two parameters their paths are drawn.
         unit: what the loss is called on an axis.
     """
-    styles = {
-        one.label: (COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)])
-        for number, one in enumerate(standings)
-    }
+    styles = {one.label: style(number) for number, one in enumerate(standings)}
     starts = np.array([one.members.curve[0, :, 0] for one in standings])
     constant = loss_of_the_mean(posed.problem.y, posed.problem.loss)
     top = TOP_OF_PICTURE * max(constant, *starts[np.isfinite(starts)].tolist(), posed.floor)
@@ -46,16 +43,16 @@ def panels(
     points = posed.problem.curve_points()
     loss, sensitivity, search = [], [], []
     for one in standings:
-        style = styles[one.label]
+        look = styles[one.label]
         spreads = [Spread.of(column) for column in one.members.curve[one.tuned_row].T]
         median, low, high = (np.array([getattr(s, key) for s in spreads])[1:] for key in ("median", "q1", "q3"))
-        loss.append(Curve(one.label, *style, points[1:].astype(float), shown(median), shown(low), shown(high)))
+        loss.append(Curve(one.label, *look, points[1:].astype(float), shown(median), shown(low), shown(high)))
         rates, choosing = one.members.learning_rates[one.on_grid], one.choosing[one.on_grid]
         best = float(one.choosing[one.tuned_row])
         mark = (one.tuned.lr, max(best, posed.floor)) if best <= top else None
-        sensitivity.append(Curve(one.label, *style, rates, shown(choosing), mark=mark))
+        sensitivity.append(Curve(one.label, *look, rates, shown(choosing), mark=mark))
         best_so_far = shown(best_of(choosing))
-        search.append(Curve(one.label, *style, np.arange(1.0, len(rates) + 1), best_so_far))
+        search.append(Curve(one.label, *look, np.arange(1.0, len(rates) + 1), best_so_far))
     chosen_on = "validation" if len(data.x_validation) else "training"
     found = [
         Panel(

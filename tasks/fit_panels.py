@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tasks.panels import COLORS, DASHES, Curve, Panel
+from tasks.panels import COLORS, Curve, Panel, style
 
 MOST_PARAMETERS = 16
 TRAINING, HELD_OUT, LINE = COLORS[0], COLORS[3], COLORS[7]
@@ -70,10 +70,7 @@ def _against_targets(arrays: Mapping[str, np.ndarray]) -> Panel:
 
 def _over_epochs(names: tuple[str, ...], epochs: np.ndarray, values: np.ndarray) -> list[Curve]:
     shown = np.where(np.isfinite(values), values, np.nan)
-    return [
-        Curve(name, COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)], epochs.astype(float), shown[:, i])
-        for i, name in enumerate(names)
-    ]
+    return [Curve(name, *style(i), epochs.astype(float), shown[:, i]) for i, name in enumerate(names)]
 
 
 def _has_logarithms(values: np.ndarray) -> bool:

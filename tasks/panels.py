@@ -10,6 +10,15 @@ COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#b8
 DASHES = ("solid", "dashed", "dotted", "dashdot")
 
 
+def style(number: int) -> tuple[str, str]:
+    """Colour and dash of a curve among others, another one for each of 32; neighbours show where they coincide.
+
+    >>> style(0), style(9)
+    (('#0072b2', 'solid'), ('#e69f00', 'dotted'))
+    """
+    return COLORS[number % len(COLORS)], DASHES[(number + number // len(COLORS)) % len(DASHES)]
+
+
 @dataclass(frozen=True)
 class Curve:
     """One line in a panel, or one set of points.

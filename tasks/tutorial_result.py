@@ -11,7 +11,7 @@ from fourfold.datasets import Dataset
 from fourfold.errors import AgreementError
 from tasks import services
 from tasks.draw_panels import draw_panels
-from tasks.panels import COLORS, DASHES, Curve, Panel
+from tasks.panels import Curve, Panel, style
 from tasks.reporting import Table
 from tasks.results import FlowResult
 from tasks.run_level import LevelRun
@@ -136,10 +136,10 @@ def level_panels(levels: list[LevelRun], data: Dataset) -> tuple[Panel, Panel]:
     x, y = data.x.double().numpy()[chosen, 0], data.y.double().numpy()[chosen, 0]
     fits, losses = [Curve("sin(x)", "#333333", "solid", x, y)], []
     for one in levels:
-        style = (f"{one.level.number} {one.level.name}", COLORS[one.level.number - 1], DASHES[one.level.number % 4])
-        fits.append(Curve(*style, x, np.polynomial.polynomial.polyval(x, one.polynomial)))
+        look = (f"{one.level.number} {one.level.name}", *style(one.level.number - 1))
+        fits.append(Curve(*look, x, np.polynomial.polynomial.polyval(x, one.polynomial)))
         steps = np.unique(np.geomspace(1, len(one.learned.losses), MOST_POINTS_DRAWN).astype(int))
-        losses.append(Curve(*style, steps, np.array(one.learned.losses)[steps - 1]))
+        losses.append(Curve(*look, steps, np.array(one.learned.losses)[steps - 1]))
     note = "Levels 1, 2, 3, 5 and 7 are one algorithm, and lie on each other."
     return (
         Panel("fits", "Fits over sin(x)", "x", "y", False, False, note, tuple(fits)),

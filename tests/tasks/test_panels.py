@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tasks.comparison_panels import MOST_PATH_POINTS, panels
 from tasks.draw_panels import draw_panels
 from tasks.make_data import load
 from tasks.page_plots import _plot
-from tasks.panels import Curve, Panel
+from tasks.panels import Curve, Panel, style
 from tasks.reporting import Table
 
 HARM = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -94,6 +95,12 @@ def all_diverged(one: Standing, config: CompareConfig) -> Standing:
         evaluations_to_goal=np.full_like(there.evaluations_to_goal, np.inf),
         curve=curve,
     )
+
+
+def test_curves_are_told_apart_also_where_neighbours_coincide() -> None:
+    styles = [style(number) for number in range(32)]
+    assert len(set(styles)) == 32
+    assert all(one[0] != other[0] and one[1] != other[1] for one, other in pairwise(styles))
 
 
 class TestValues:
