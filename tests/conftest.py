@@ -29,6 +29,18 @@ torch.set_num_threads(1)  # as many tests run side by side as there are cores
 gc.set_threshold(50_000, 20, 100)
 
 
+@pytest.fixture(autouse=True)
+def _interpreter_as_found() -> Iterator[None]:
+    """Let no test leave a changed interpreter to those after it."""
+
+    def state() -> object:
+        return gc.isenabled(), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    before = state()
+    yield
+    assert state() == before, "this test left the garbage collector or a signal's handler changed"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def read_operators() -> Iterator[Callable[[int], ONNXRegistry]]:
     """Keep what torch's exporter reads anew for each file, the source of 500 operators: half of its time.

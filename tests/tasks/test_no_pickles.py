@@ -77,6 +77,8 @@ def test_what_holds_none_is_passed_by(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": numbers[0], "name": ["text"] * 300}), tmp_path / "a.parquet")
     Image.fromarray(random.integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "a.json").write_text(json.dumps({"a": [1, 2], "b": "gAMBLE" * 9}))
+    met_by_chance = base64.b64encode(b"png" + pickle.dumps(THING, protocol=2)).decode()
+    (tmp_path / "a.md").write_text(f"![a picture](data:image/png;base64,{met_by_chance})")
     (tmp_path / "a.csv").write_text("a,b\n1,2\n")
     (tmp_path / "a.z").write_bytes(zlib.compress(numbers.tobytes()))
     (tmp_path / "empty").touch()

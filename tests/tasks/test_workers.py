@@ -136,6 +136,7 @@ class TestAsked:
         with pytest.raises(ValidationError, match="should be a number from 1 to 256, dask, or dask://HOST:PORT"):
             CompareConfig(workers=given)
 
+    @pytest.mark.usefixtures("interpreter")
     def test_a_wrong_one_on_the_command_line_is_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as ended:
             command_line.read("compare", CompareConfig, "", ["--workers", "many"])
@@ -146,6 +147,7 @@ class TestAsked:
         )
         assert said.count("\n") == 1
 
+    @pytest.mark.usefixtures("interpreter")
     @pytest.mark.parametrize(("typed", "taken"), [("2", 2), ("dask", "dask"), ("dask://h:1", "dask://h:1")])
     def test_the_command_line_takes_both_kinds(self, typed: str, taken: Any) -> None:
         assert command_line.read("compare", CompareConfig, "", ["--workers", typed]).config.workers == taken
