@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:1] = [str(ROOT), str(ROOT / "tests")]  # in place of this folder, where `faults` is this file
 
-from faults.harness import MOMENTS, Kill, PrefectOf, kill, undisturbed  # noqa: E402
+from faults.harness import MOMENTS, Kill, PrefectOf, kill, moments_by, undisturbed  # noqa: E402
 from workplaces import make_prefect_home  # noqa: E402
 
 KILLS_A_CHAIN = 5
@@ -40,8 +40,7 @@ def main() -> None:
         chains = 0
         while len(kills) < asked.kills:
             seed = asked.seed + chains
-            moments = [MOMENTS[(seed + 2 * number) % len(MOMENTS)] for number in range(KILLS_A_CHAIN)]
-            chain = kill(seed, moments, folder / str(seed), prefect, expected)
+            chain = kill(seed, moments_by(seed, KILLS_A_CHAIN), folder / str(seed), prefect, expected)
             kills += chain.kills
             faults += [f"seed {seed}: {fault}" for fault in chain.faults]
             chains += 1

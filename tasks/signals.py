@@ -13,7 +13,7 @@ SECONDS_TO_RAISE_AGAIN = 0.01
 _heard: list[int] = []  # those that are exceptions in this process
 _raised: list[int] = []
 _waiting: list[int] = []  # at most one
-_blocks: list[None] = []  # that hold it back, one inside the other
+_blocks: list[None] = []  # that hold it back: at most one, those inside it add nothing
 
 
 def end_at_once() -> None:

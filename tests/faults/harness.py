@@ -116,6 +116,11 @@ MOMENTS = (
 )
 
 
+def moments_by(seed: int, kills: int) -> list[Moment]:
+    """So many moments, one after another, from where the seed says until all have been met."""
+    return [MOMENTS[(seed + 2 * number) % len(MOMENTS)] for number in range(kills)]
+
+
 @dataclass
 class Kill:
     """A kill, and what was seen of it.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.harness import MOMENTS, PrefectOf, kill, undisturbed
+from faults.harness import PrefectOf, kill, moments_by, undisturbed
 
 
 @pytest.fixture
@@ -35,7 +35,6 @@ def prefect(request: pytest.FixtureRequest) -> PrefectOf:
 def test_a_training_that_is_killed_again_and_again_ends_as_if_it_never_was(
     seed: int, kills: int, prefect: PrefectOf, tmp_path: Path, expected: dict[str, Any]
 ) -> None:
-    moments = [MOMENTS[(seed + 2 * number) % len(MOMENTS)] for number in range(kills)]
-    chain = kill(seed, moments, tmp_path, prefect, expected)
+    chain = kill(seed, moments_by(seed, kills), tmp_path, prefect, expected)
     assert not chain.faults, "\n".join([*chain.faults, *map(str, chain.kills)])
     assert len(chain.kills) == kills

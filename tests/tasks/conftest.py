@@ -29,7 +29,7 @@ from fourfold.datasets import Dataset
 from fourfold.golden import write_golden
 from fourfold.onnx_file import OPSET, ExportedModel, file_sha256
 from fourfold.parity import Expectation
-from tasks import command_line
+from tasks import command_line, signals
 from tasks.make_data import _load
 from tasks.tracking import RunRecord, json_ready, recorded_run
 
@@ -56,6 +56,7 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     thresholds = gc.get_threshold()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(command_line, "_exit_code", [])
+    monkeypatch.setattr(signals, "_heard", [])
     monkeypatch.setattr(command_line, "_limit_exit", lambda seconds: None)
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
     yield

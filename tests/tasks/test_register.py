@@ -44,18 +44,6 @@ NAME = "line-linear"
 # Columns of y = 2 x, for models that are a little off.
 X = [[1.0], [2.0], [3.0]]
 Y = [[2.0], [4.0], [6.0]]
-# A champion's, a new version's, and the share by which the second is below the first.
-ERRORS_APART = [
-    (0.0, 0.0, 0.0),
-    (0.0, 0.5, -np.inf),
-    (np.nan, 0.5, 1.0),
-    (np.inf, 0.5, 1.0),
-    (0.5, np.nan, -np.inf),
-    (0.5, np.inf, -np.inf),
-    (np.nan, np.nan, -np.inf),
-    (np.inf, np.inf, -np.inf),
-    (0.5, 0.0, 1.0),
-]
 
 
 def passed(exported: ExportedModel) -> ParityReport:
@@ -163,7 +151,20 @@ class TestChampion:
         assert float(tags["min_improvement"]) == asked
         assert float(tags["improvement"]) == pytest.approx(0.8, rel=1e-6)
 
-    @pytest.mark.parametrize(("champion", "new", "share"), ERRORS_APART)
+    @pytest.mark.parametrize(
+        ("champion", "new", "share"),
+        [
+            (0.0, 0.0, 0.0),
+            (0.0, 0.5, -np.inf),
+            (np.nan, 0.5, 1.0),
+            (np.inf, 0.5, 1.0),
+            (0.5, np.nan, -np.inf),
+            (0.5, np.inf, -np.inf),
+            (np.nan, np.nan, -np.inf),
+            (np.inf, np.inf, -np.inf),
+            (0.5, 0.0, 1.0),
+        ],
+    )
     def test_the_share_of_errors_that_are_zero_or_no_number(self, champion: float, new: float, share: float) -> None:
         assert improvement(new, champion) == share
 
